@@ -1,0 +1,1 @@
+"""Train the models that ship with the sandbox, from nothing: `python -m sandbox.build NAME`."""

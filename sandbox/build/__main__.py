@@ -1,0 +1,146 @@
+"""`python -m sandbox.build NAME`: train a model that ships with the sandbox, from nothing, seeded and resumable.
+
+The order is clip, sd, hps, hps2; each needs those before it. To continue after an interruption, or after the budget is
+spent, run the same command again.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from open_clip import CLIP
+from torch import Tensor
+
+from align.device import pick_device, set_threads
+from align.families.load import load_model
+from align.state import atomic_path
+from rewards.clip import load_clip
+from rewards.metrics import choice_accuracy
+from sandbox.build import autoencoder, clip, denoiser, hps
+from sandbox.build.card import write_card
+from sandbox.build.pictures import draw_pictures
+from sandbox.weights import NAMES, WEIGHTS
+from sandbox.world import captions
+
+SCRATCH = Path(__file__).parents[1] / ".build"
+STEPS = {"autoencoder": 2400, "clip": 1500, "denoiser": 4500, "rendered": 1000, "generated": 400}
+GROUPS = {"rendered": 3000, "generated": 500, "held out": 100}
+
+
+class BudgetSpentError(Exception):
+    """The time given on the command line is over."""
+
+
+def main() -> int:
+    """Train what the command line names, within its budget."""
+    arguments = _parser().parse_args()
+    set_threads()
+    device = pick_device(arguments.device)
+    signal.signal(signal.SIGALRM, _stop)
+    signal.setitimer(signal.ITIMER_REAL, 60 * arguments.budget_minutes)
+    try:
+        BUILDERS[arguments.name](SCRATCH / arguments.name, Accelerator(cpu=device.type == "cpu"))
+    except BudgetSpentError:
+        print(f"The budget of {arguments.budget_minutes:g} minutes is spent. Run the same command again to continue.")
+        return 1
+    print(f"{WEIGHTS / arguments.name} is written.")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sandbox.build", description=__doc__)
+    parser.add_argument("name", choices=NAMES, help="what to train")
+    parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    parser.add_argument("--budget-minutes", type=float, default=0.0, help="stop after this long; 0 means never")
+    return parser
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise BudgetSpentError
+
+
+def build_clip(folder: Path, accelerator: Accelerator) -> None:
+    """The CLIP, and with it the tokenizer and the text tower of everything else."""
+    model = clip.build_clip(folder, accelerator, STEPS["clip"]).cpu()
+    with atomic_path(WEIGHTS / "clip") as temporary:
+        clip.save_clip(model, temporary)
+        held_out = clip.draw_groups(250, "test", seed=102)
+        write_card(temporary, {"clip": folder}, {"fact accuracy (1 of 4)": clip.fact_accuracy(model, held_out)})
+
+
+def build_sd(folder: Path, accelerator: Accelerator) -> None:
+    """The Stable Diffusion pipeline: autoencoder, then denoiser on its latents."""
+    vae = _finished_autoencoder(folder / "autoencoder", accelerator)
+    text_encoder = denoiser.text_encoder_of(load_clip(WEIGHTS / "clip", torch.device("cpu")).model)
+    unet = denoiser.build_denoiser(folder / "denoiser", vae, text_encoder, accelerator, STEPS["denoiser"])
+    held_out = draw_pictures(256, "test", denoiser.FLAWED, seed=103)
+    psnr = autoencoder.peak_signal_to_noise(vae, held_out.images(np.arange(256)))
+    with atomic_path(WEIGHTS / "sd") as temporary:
+        denoiser.save_pipeline(temporary, vae, text_encoder, unet.cpu())
+        phases = {name: folder / name for name in ("autoencoder", "denoiser")}
+        write_card(temporary, phases, {"autoencoder PSNR (dB)": psnr})
+
+
+def _finished_autoencoder(folder: Path, accelerator: Accelerator) -> AutoencoderKL:
+    if not (folder / "final").exists():
+        model = autoencoder.build_autoencoder(folder, accelerator, STEPS["autoencoder"]).cpu()
+        with atomic_path(folder / "final") as temporary:
+            model.save_pretrained(temporary)
+    return AutoencoderKL.from_pretrained(folder / "final").requires_grad_(False).eval()
+
+
+def build_hps(name: str, seed: int) -> Callable[[Path, Accelerator], None]:
+    """A builder of a preference score; those of two seeds see other scenes, other pictures and other choices."""
+
+    def build(folder: Path, accelerator: Accelerator) -> None:
+        base = load_clip(WEIGHTS / "clip", torch.device("cpu")).model
+        stages = [_rendered(folder, seed), _generated(folder, seed, accelerator.device)]
+        model = hps.build_hps(folder, base, stages, seed, accelerator).cpu()
+        quality = {"choice accuracy (1 of 4)": _accuracy(model, folder, seed, accelerator.device)}
+        with atomic_path(WEIGHTS / name) as temporary:
+            clip.save_clip(model, temporary)
+            write_card(temporary, {stage: folder / stage for stage, _, _ in stages}, quality)
+
+    return build
+
+
+def _rendered(folder: Path, seed: int) -> tuple[str, hps.Choices, int]:
+    vae = AutoencoderKL.from_pretrained(WEIGHTS / "sd" / "vae").requires_grad_(False).eval()
+
+    def through(images: Tensor) -> Tensor:
+        return vae.decode(vae.encode(images * 2 - 1).latent_dist.mean).sample / 2 + 0.5
+
+    data = hps.render_choices(folder / "rendered", GROUPS["rendered"], "train", through, flawed=0.65, seed=seed)
+    return "rendered", data, STEPS["rendered"]
+
+
+def _generated(folder: Path, seed: int, device: torch.device) -> tuple[str, hps.Choices, int]:
+    texts = _some(captions("train"), GROUPS["generated"], seed)
+    data = hps.generate_choices(folder / "generated", load_model(str(WEIGHTS / "sd"), device, torch.float32), texts, seed)
+    return "generated", data, STEPS["generated"]
+
+
+def _accuracy(model: CLIP, folder: Path, seed: int, device: torch.device) -> float:
+    sd = load_model(str(WEIGHTS / "sd"), device, torch.float32)
+    data = hps.generate_choices(folder / "held-out", sd, _some(captions("dev"), GROUPS["held out"], seed), seed + 100)
+    chosen = torch.from_numpy(data.chosen)
+    cosines = hps.group_cosines(model, data)
+    return float(np.mean([choice_accuracy(cosines, answers) for answers in chosen.T]))
+
+
+def _some(texts: list[str], count: int, seed: int) -> list[str]:
+    return [texts[index] for index in np.random.default_rng(seed).choice(len(texts), size=count, replace=False)]
+
+
+BUILDERS = {"clip": build_clip, "sd": build_sd, "hps": build_hps("hps", 5), "hps2": build_hps("hps2", 6)}
+
+if __name__ == "__main__":
+    sys.exit(main())

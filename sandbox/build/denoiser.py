@@ -1,0 +1,193 @@
+"""The denoiser of the sandbox's Stable Diffusion, and the whole pipeline folder.
+
+It is trained on flawed scenes as well as clean ones, so that, like a real base model, it is good and yet often wrong. The
+text tower is that of the sandbox's CLIP, frozen, as in Stable Diffusion (arXiv 2112.10752). It predicts v (arXiv
+2202.00512) under a schedule that ends in pure noise (arXiv 2305.08891): backgrounds are white, grey or black, and a
+schedule that leaks their brightness into the last step makes all of them grey.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from jaxtyping import Float
+from open_clip import CLIP
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from align.log import Log
+from align.losses import denoising_mse
+from align.state import atomic_path
+from align.train import TrainSettings, train
+from sandbox.build.clip import tokenize
+from sandbox.build.pictures import Pictures, draw_pictures
+from sandbox.build.tokenizer import MAX_TOKENS, build_tokenizer
+
+FLAWED = 0.4
+"""Share of training pictures with a flaw under the caption of the scene without it."""
+PROMPT_DROPOUT = 0.1
+
+
+def build_denoiser(
+    folder: Path, autoencoder: AutoencoderKL, text_encoder: CLIPTextModel, accelerator: Accelerator, max_train_steps: int
+) -> UNet2DConditionModel:
+    """Train the denoiser in `folder` (resumable) on latents and embeddings that are encoded once."""
+    pictures = draw_pictures(20_000, "train", FLAWED, seed=3)
+    latents = cached_latents(folder / "latents.safetensors", autoencoder, pictures)
+    captions, caption_of = np.unique(pictures.captions, return_inverse=True)
+    embeddings = encode_captions(text_encoder, ["", *captions.tolist()])
+    schedule = DDPMScheduler.from_config(new_scheduler().config)
+    device = accelerator.device
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        indices = pictures.batch(step, 32, seed=3)
+        kept = np.random.default_rng((4, step)).random(len(indices)) >= PROMPT_DROPOUT
+        return latents[indices].to(device), embeddings[np.where(kept, caption_of[indices] + 1, 0)].to(device)
+
+    def loss(unet: nn.Module, pair: tuple[Tensor, Tensor], generator: torch.Generator) -> Float[Tensor, ""]:
+        clean, conditions = pair
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        t = torch.randint(schedule.config["num_train_timesteps"], (len(clean),), generator=generator).to(device)
+        prediction = unet(schedule.add_noise(clean, noise, t), t, conditions).sample
+        return denoising_mse(prediction, schedule.get_velocity(clean, noise, t))
+
+    torch.manual_seed(0)
+    unet = new_denoiser().to(device, memory_format=torch.channels_last)
+    train(unet, batch, loss, denoiser_settings(max_train_steps), folder, Log(folder), accelerator)
+    return unet
+
+
+def denoiser_settings(max_train_steps: int) -> TrainSettings:
+    """AdamW with a cosine schedule and an average of the weights."""
+    return TrainSettings(
+        max_train_steps=max_train_steps,
+        learning_rate=8e-4,
+        lr_scheduler="cosine",
+        lr_warmup_steps=200,
+        adam_weight_decay=0.01,
+        ema_decay=0.999,
+        checkpointing_steps=100,
+        seed=3,
+    )
+
+
+def new_denoiser() -> UNet2DConditionModel:
+    """An untrained UNet of 4 M parameters: convolutions at 16 x 16, attention to the caption at 8 x 8 and 4 x 4."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(48, 96, 96),
+        norm_num_groups=16,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=96,
+    )
+
+
+def new_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule, rescaled to end in pure noise."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=0,
+    )
+
+
+def text_encoder_of(clip: CLIP) -> CLIPTextModel:
+    """The text tower of an open_clip model as the `CLIPTextModel` of a diffusers pipeline."""
+    width, layers = clip.ln_final.weight.shape[0], len(clip.transformer.resblocks)
+    tokenizer = build_tokenizer()
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        max_position_embeddings=MAX_TOKENS,
+        hidden_act="gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        projection_dim=width,
+    )
+    model = CLIPTextModel(config)
+    known = set(model.state_dict())
+    prefix = "text_model." if any(name.startswith("text_model.") for name in known) else ""
+    model.load_state_dict({prefix + name: value for name, value in _renamed(clip).items()}, strict=False)
+    missing = known - {prefix + name for name in _renamed(clip)} - {f"{prefix}embeddings.position_ids"}
+    assert not missing, missing
+    return model.eval().requires_grad_(False)
+
+
+def _renamed(clip: CLIP) -> dict[str, Tensor]:
+    """The tensors of open_clip's text tower under the names of transformers; attention projections split in three."""
+    tensors = {
+        "embeddings.token_embedding.weight": clip.token_embedding.weight,
+        "embeddings.position_embedding.weight": clip.positional_embedding,
+        "final_layer_norm.weight": clip.ln_final.weight,
+        "final_layer_norm.bias": clip.ln_final.bias,
+    }
+    names = {"attn.out_proj": "self_attn.out_proj", "ln_1": "layer_norm1", "ln_2": "layer_norm2"}
+    names |= {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    for index, block in enumerate(clip.transformer.resblocks):
+        state, layer = block.state_dict(), f"encoder.layers.{index}"
+        for kind in ("weight", "bias"):
+            for theirs, ours in names.items():
+                tensors[f"{layer}.{ours}.{kind}"] = state[f"{theirs}.{kind}"]
+            for name, part in zip("qkv", state[f"attn.in_proj_{kind}"].chunk(3), strict=True):
+                tensors[f"{layer}.self_attn.{name}_proj.{kind}"] = part
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def encode_captions(text_encoder: CLIPTextModel, captions: list[str]) -> Float[Tensor, "n 32 dim"]:
+    """The hidden states that condition the denoiser."""
+    chunks = [captions[start : start + 256] for start in range(0, len(captions), 256)]
+    return torch.cat([text_encoder(tokenize(chunk)).last_hidden_state for chunk in chunks])
+
+
+@torch.no_grad()
+def cached_latents(path: Path, autoencoder: AutoencoderKL, pictures: Pictures) -> Float[Tensor, "n 4 16 16"]:
+    """Scaled latents of all pictures, encoded once and kept beside the checkpoints."""
+    if not path.exists():
+        chunks = np.array_split(np.arange(len(pictures)), max(1, len(pictures) // 64))
+        latents = [autoencoder.encode(pictures.images(chunk) * 2 - 1).latent_dist.mean for chunk in chunks]
+        with atomic_path(path) as temporary:
+            scaled = torch.cat(latents) * autoencoder.config["scaling_factor"]
+            save_file({"latents": scaled.contiguous()}, temporary)
+    return load_file(path)["latents"]
+
+
+def save_pipeline(
+    folder: Path, autoencoder: AutoencoderKL, text_encoder: CLIPTextModel, unet: UNet2DConditionModel
+) -> None:
+    """Write the pipeline folder of diffusers, in half precision."""
+    pipeline = StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=build_tokenizer(),
+        unet=unet,
+        scheduler=new_scheduler(),
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16).save_pretrained(folder)
