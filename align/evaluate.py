@@ -1,0 +1,147 @@
+"""Paired comparison of two models: arrays of scores in, rows with bootstrap intervals and win rates out.
+
+Prompts are resampled, not images: images of one prompt are not independent, so they are averaged first.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of `evaluation/result.json`: one dimension of one reward, base model against tuned model.
+
+    All means are means over prompts of the mean over a prompt's images, in the reward's own scale; `n` counts
+    pairs (one prompt and one seed); [ci_low, ci_high] is the 95 % interval of `difference`.
+    """
+
+    reward: str
+    dimension: str
+    n: int
+    base_mean: float
+    tuned_mean: float
+    difference: float
+    ci_low: float
+    ci_high: float
+    win_rate: float
+
+
+@dataclass(frozen=True)
+class RecoveredGap:
+    """How much of what best-of-n would give the tuned model gives in one sample.
+
+    `gap` is best-of-n minus the mean of the base model, `gain` tuned minus base, `share` their ratio with its 95 %
+    interval. The ratio is None where the gap is not clearly above zero: then there is nothing to recover.
+    """
+
+    gap: float
+    gain: float
+    share: float | None
+    ci_low: float | None
+    ci_high: float | None
+
+
+def compare(
+    reward: str,
+    dimension: str,
+    base: Float[Tensor, " n"],
+    tuned: Float[Tensor, " n"],
+    groups: Int[Tensor, " n"],
+    seed: int,
+    resamples: int = 10_000,
+) -> Row:
+    """Compare scores of the two models on the same prompts and seeds; `groups` is the prompt index of each pair.
+
+    The interval is the percentile bootstrap over prompts (Efron 1979); ties count half in the win rate.
+
+    Raises:
+        ValueError: Lengths differ, scores are not finite, or there are fewer than two prompts.
+    """
+    before, after = _checked("base", base), _checked("tuned", tuned)
+    prompt = groups.cpu().numpy()
+    if not len(before) == len(after) == len(prompt):
+        raise ValueError(
+            f"{len(before)} base scores, {len(after)} tuned scores and {len(prompt)} prompt indices came; pairs need "
+            "as many of each. Score both models on the same prompts and seeds."
+        )
+    wins = (after > before) + 0.5 * (after == before)
+    means = _group_means(np.stack([before, after, after - before, wins], axis=1), prompt)
+    base_mean, tuned_mean, difference, win_rate = (float(mean) for mean in means.mean(axis=0))
+    low, high = _interval(_resampled_means(means[:, 2:3], seed, resamples)[:, 0])
+    return Row(reward, dimension, len(before), base_mean, tuned_mean, difference, low, high, win_rate)
+
+
+def recovered_gap(
+    judge_base: Float[Tensor, "prompt n"],
+    selector_base: Float[Tensor, "prompt n"],
+    judge_tuned: Float[Tensor, "prompt m"],
+    seed: int,
+    resamples: int = 10_000,
+) -> RecoveredGap:
+    """The share of the base model's best-of-n gain, chosen by `selector` and judged by `judge`, that tuning recovers.
+
+    `judge_base` and `selector_base` score the same n images of each prompt, `judge_tuned` the tuned model's.
+    The interval resamples prompts and takes the ratio of the resampled means, so it holds the uncertainty of both.
+
+    Raises:
+        ValueError: Shapes that do not fit, scores that are not finite, or fewer than two prompts.
+    """
+    before, chosen_by, after = (
+        _checked(name, scores)
+        for name, scores in (("judge_base", judge_base), ("selector_base", selector_base), ("judge_tuned", judge_tuned))
+    )
+    if before.shape != chosen_by.shape or len(before) != len(after):
+        raise ValueError(
+            f"judge_base has shape {before.shape}, selector_base {chosen_by.shape} and judge_tuned {after.shape}; the "
+            "first two must be equal and all must have the same prompts. Score the same images with both rewards."
+        )
+    best = np.take_along_axis(before, chosen_by.argmax(axis=1)[:, None], axis=1)[:, 0]
+    mean = before.mean(axis=1)
+    per_prompt = np.stack([best - mean, after.mean(axis=1) - mean], axis=1)
+    gap, gain = (float(value) for value in per_prompt.mean(axis=0))
+    gaps, gains = _resampled_means(per_prompt, seed, resamples).T
+    if gaps.min() <= 0:  # a ratio whose denominator changes sign has no percentile interval
+        return RecoveredGap(gap, gain, None, None, None)
+    return RecoveredGap(gap, gain, gain / gap, *_interval(gains / gaps))
+
+
+def _checked(name: str, scores: Tensor) -> Float[np.ndarray, "..."]:
+    values = scores.detach().double().cpu().numpy()
+    if values.size == 0 or not np.isfinite(values).all():
+        raise ValueError(
+            f"The {name} scores hold {(~np.isfinite(values)).sum()} of {values.size} values that are not finite; there "
+            "must be one or more, all finite. Score those images again."
+        )
+    return values
+
+
+def _group_means(
+    values: Float[np.ndarray, "n column"], groups: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, "group column"]:
+    _, index, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(counts), values.shape[1]))
+    np.add.at(sums, index, values)
+    return sums / counts[:, None]
+
+
+def _resampled_means(
+    values: Float[np.ndarray, "prompt column"], seed: int, resamples: int
+) -> Float[np.ndarray, "resample column"]:
+    """Column means of `resamples` bootstrap samples of the rows, in blocks that keep the indices below 32 MiB."""
+    prompts = len(values)
+    if prompts < 2:
+        raise ValueError(
+            f"An interval over prompts needs two prompts or more, {prompts} came. Evaluate on more prompts."
+        )
+    generator = np.random.default_rng(seed)
+    block = max(1, 2**22 // prompts)
+    sizes = [min(block, resamples - start) for start in range(0, resamples, block)]
+    return np.concatenate([values[generator.integers(prompts, size=(size, prompts))].mean(axis=1) for size in sizes])
+
+
+def _interval(statistics: Float[np.ndarray, " resample"]) -> tuple[float, float]:
+    low, high = np.quantile(statistics, [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,179 @@
+"""LoRA (arXiv 2106.09685) in any module: inject, eject bit for bit, save in diffusers' format, load.
+
+A LoRA is kept in float32 even where the frozen weights are in half precision: its updates would be lost to rounding.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
+from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.training_utils import cast_training_params
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from align.model import TextToImage
+from align.state import atomic_path
+
+ADAPTER = "default"
+
+
+def inject(module: nn.Module, rank: int, lora_alpha: int, target_modules: Sequence[str], seed: int) -> None:
+    """Put a trainable LoRA of scale `lora_alpha / rank` beside each targeted layer of `module`, and freeze all else.
+
+    It starts as zero (A is normal with standard deviation 1 / rank, B is zero), so the module's output does not change.
+    The values follow from `seed` alone, and the global random state stays as it was.
+
+    Raises:
+        ValueError: There is a LoRA already, `rank` is below 1, or a name in `target_modules` ends no layer's name.
+    """
+    if _lora_layers(module):
+        raise ValueError("This module has a LoRA already; it can hold one. Eject it first, or go on training it.")
+    if rank < 1:
+        raise ValueError(f"rank is {rank}; a LoRA needs a rank of at least 1. 4 to 64 is usual.")
+    _check_targets(module, target_modules)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=lora_alpha,
+        target_modules=sorted(target_modules),
+        init_lora_weights="gaussian",
+    )
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would also seed the GPUs; peft draws on the CPU.
+        torch.default_generator.manual_seed(seed)
+        inject_adapter_in_model(config, module, ADAPTER)
+    _finish(module)
+
+
+def eject(module: nn.Module) -> None:
+    """Take the LoRA out of `module`, the inverse of `inject`: weights and outputs are bit for bit what they were."""
+    layers = _lora_layers(module)
+    assert layers, "there is no LoRA to eject"
+    for name, layer in layers.items():
+        module.set_submodule(name, layer.get_base_layer())
+    del module.peft_config
+    if isinstance(module, PeftAdapterMixin):
+        module._hf_peft_config_loaded = False  # pyright: ignore[reportPrivateUsage]
+
+
+def save_lora(model: TextToImage, folder: Path) -> Path:
+    """Write the LoRA of `model` to `folder/pytorch_lora_weights.safetensors`, atomically, and return that path.
+
+    The file is what diffusers' `load_lora_weights` reads, its alpha included.
+    """
+    configs: Any = model.denoiser.peft_config
+    config: LoraConfig = configs[ADAPTER]
+    # Only what differs from peft's defaults: a reader's LoraConfig refuses the keys of a newer peft.
+    described = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules or ())}
+    metadata = {f"{model.denoiser_name}.{key}": value for key, value in described.items()}
+    tensors = convert_state_dict_to_diffusers(get_peft_model_state_dict(model.denoiser, adapter_name=ADAPTER))
+    path = folder / LORA_WEIGHT_NAME_SAFE
+    with atomic_path(path) as temporary:
+        save_file(
+            {f"{model.denoiser_name}.{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            temporary,
+            {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(metadata, sort_keys=True)},
+        )
+    return path
+
+
+def load_lora(model: TextToImage, path: Path) -> None:
+    """Put the LoRA of a safetensors file in diffusers' format (or of a folder with one) into the denoiser of `model`.
+
+    A file without adapter metadata has the scale 1, as in diffusers. The LoRA can be trained further.
+
+    Raises:
+        ValueError: The file is missing, damaged, in another format or made for another model, or `model` has a LoRA.
+    """
+    if _lora_layers(model.denoiser):
+        raise ValueError(f"The model has a LoRA already; it can hold one. Eject it before loading {path}.")
+    file = path / LORA_WEIGHT_NAME_SAFE if path.is_dir() else path
+    tensors, metadata = _read(file)
+    _check_keys(file, tensors, model.denoiser_name)
+    assert isinstance(model.denoiser, PeftAdapterMixin)
+    try:
+        model.denoiser.load_lora_adapter(tensors, prefix=model.denoiser_name, metadata=metadata, adapter_name=ADAPTER)
+        _check_placed(model.denoiser, len(tensors))
+    except (ValueError, TypeError, RuntimeError, KeyError) as error:
+        if _lora_layers(model.denoiser):
+            eject(model.denoiser)
+        raise ValueError(f"{file} does not fit this model: {error}. Use a LoRA that was trained on it.") from error
+    _finish(model.denoiser)
+
+
+def lora_digest(module: nn.Module) -> bytes:
+    """A hash of the values and scales of the LoRA in `module` as they are now; empty where there is none."""
+    layers = _lora_layers(module)
+    digest = hashlib.blake2b(digest_size=8)
+    for name, layer in sorted(layers.items()):
+        parts: Any = (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER])
+        digest.update(f"{name} {layer.scaling[ADAPTER]}".encode())
+        digest.update(b"".join(part.weight.detach().cpu().numpy().tobytes() for part in parts))
+    return digest.digest() if layers else b""
+
+
+def _lora_layers(module: nn.Module) -> dict[str, LoraLayer]:
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
+
+
+def _finish(module: nn.Module) -> None:
+    """What `inject` and `load_lora` share: float32 values, and a diffusers model that knows that it has an adapter."""
+    cast_training_params(module, dtype=torch.float32)
+    if isinstance(module, PeftAdapterMixin):
+        module._hf_peft_config_loaded = True  # pyright: ignore[reportPrivateUsage]
+
+
+def _check_targets(module: nn.Module, target_modules: Sequence[str]) -> None:
+    names = [name for name, _ in module.named_modules()]
+    unmatched = [target for target in target_modules if not any(f".{name}".endswith(f".{target}") for name in names)]
+    if unmatched or not target_modules:
+        raise ValueError(
+            f"No layer of {type(module).__name__} is called {' or '.join(unmatched) or '(nothing was named)'}; "
+            f"a LoRA needs the names of layers, or their last parts. Here there are {', '.join(_linear_names(module))}."
+        )
+
+
+def _linear_names(module: nn.Module) -> list[str]:
+    linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    return sorted({name.rsplit(".", 1)[-1] for name in linear})
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    try:
+        with safe_open(file, framework="pt") as handle:
+            tensors: dict[str, Tensor] = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            header: dict[str, str] = handle.metadata() or {}
+        text = header.get(LORA_ADAPTER_METADATA_KEY)
+        return tensors, json.loads(text) if text else None
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"There is no LoRA at {file}. Give a .safetensors file, or a folder that holds {LORA_WEIGHT_NAME_SAFE}."
+        ) from error
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"The LoRA {file} cannot be read ({error}); it must be a complete safetensors file. Save or copy it again."
+        ) from error
+
+
+def _check_placed(module: nn.Module, tensors: int) -> None:
+    """Two tensors make a layer; what diffusers found no layer for, it leaves out with a warning."""
+    placed = 2 * len(_lora_layers(module))
+    if placed != tensors:
+        raise ValueError(f"{placed} of its {tensors} tensors have a place in it")
+
+
+def _check_keys(file: Path, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    foreign = [name for name in tensors if not (name.startswith(f"{prefix}.") and ".lora" in name)]
+    if foreign or not tensors:
+        raise ValueError(
+            f"{file} is not a LoRA of diffusers' for the {prefix} alone: {foreign[0] if foreign else 'it is empty'}. "
+            f"All its keys must look like {prefix}.LAYER.lora.down.weight. Convert it, or train one with align."
+        )

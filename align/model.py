@@ -1,0 +1,131 @@
+"""What a recipe may ask of a text-to-image model, whichever family it belongs to."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are drawn from a model; names as in diffusers.
+
+    Arguments:
+        num_inference_steps: Steps asked of the scheduler.
+        guidance_scale: w in e_negative + w (e_prompt - e_negative), which is one more than the w of arXiv 2207.12598,
+            equation 6. 1 is no guidance, and saves the negative pass.
+        negative_prompt: What to steer away from; read only where guidance is on.
+        scheduler: A scheduler's class name in diffusers, e.g. "DDIMScheduler"; None takes the one the model came with.
+
+    Raises:
+        ValueError: Less than one step, or a guidance scale below 1.
+    """
+
+    num_inference_steps: int
+    guidance_scale: float
+    negative_prompt: str = ""
+    scheduler: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_inference_steps < 1:
+            raise ValueError(
+                f"num_inference_steps is {self.num_inference_steps}; it must be at least 1. 20 to 50 is usual."
+            )
+        if not 1 <= self.guidance_scale < math.inf:
+            raise ValueError(
+                f"guidance_scale is {self.guidance_scale}; it must be a finite number of at least 1, where 1 means no "
+                "guidance. 5 to 8 is usual for Stable Diffusion."
+            )
+
+
+class TextToImage(ABC):
+    """A frozen text-to-image model on one device.
+
+    Images are RGB in [0, 1]; latents are scaled as the denoiser expects them. Both are float32, and so are predictions
+    and targets, whatever the precision of the weights.
+
+    Attributes:
+        device: Where the model computes and where its tensors come out.
+        resolution: Height and width of its images, in pixels.
+        num_train_timesteps: Timesteps run from 0 (almost clean) to this number minus one (almost noise).
+        prediction_type: What `predict` and `target` give: "epsilon" (the noise) or "v_prediction" (arXiv 2202.00512).
+        denoiser: The module that a LoRA goes into, called as diffusers calls it.
+        denoiser_name: Its name in a diffusers pipeline, which is also the prefix of its LoRA's keys.
+        lora_target_modules: The layers of the denoiser that get a LoRA by default: its attention projections.
+    """
+
+    device: torch.device
+    resolution: int
+    num_train_timesteps: int
+    prediction_type: str
+    denoiser: nn.Module
+    denoiser_name: str
+    lora_target_modules: tuple[str, ...]
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of what decides the pictures: configuration, weights, precision, LoRA as it is now."""
+
+    @abstractmethod
+    def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "batch tokens dim"]:
+        """The text embeddings the denoiser is conditioned on, in the precision of the weights."""
+
+    @abstractmethod
+    def count_truncated(self, prompts: Sequence[str]) -> int:
+        """How many of the prompts are longer than the tokenizer's limit, so that their end is not seen."""
+
+    @abstractmethod
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling) -> Float[Tensor, "batch 3 h w"]:
+        """One image for each pair of prompt and seed, without gradients.
+
+        All randomness of an image comes from a CPU generator of its own, so an image depends neither on the others in
+        the batch (up to the rounding of batched arithmetic) nor on the state of any global generator.
+
+        Raises:
+            ValueError: Prompts and seeds differ in number, there are none, or the scheduler is not a supported one.
+        """
+
+    @abstractmethod
+    def encode_images(self, images: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch channels latent_h latent_w"]:
+        """The most likely latents of images, scaled; deterministic, differentiable.
+
+        Heights and widths are multiples of the autoencoder's factor (8 pixels for Stable Diffusion).
+        """
+
+    @abstractmethod
+    def decode_latents(
+        self, latents: Float[Tensor, "batch channels latent_h latent_w"]
+    ) -> Float[Tensor, "batch 3 h w"]:
+        """The images of scaled latents, clamped to [0, 1]; differentiable."""
+
+    @abstractmethod
+    def add_noise(
+        self,
+        latents: Float[Tensor, "batch channels latent_h latent_w"],
+        noise: Float[Tensor, "batch channels latent_h latent_w"],
+        timesteps: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch channels latent_h latent_w"]:
+        """The latents at noise levels `timesteps`: x_t = alpha_t x + sigma_t noise (arXiv 2006.11239, equation 4)."""
+
+    @abstractmethod
+    def predict(
+        self,
+        noisy: Float[Tensor, "batch channels latent_h latent_w"],
+        timesteps: Int[Tensor, " batch"],
+        embeddings: Float[Tensor, "batch tokens dim"],
+    ) -> Float[Tensor, "batch channels latent_h latent_w"]:
+        """The denoiser's answer, without guidance, to be compared with `target`; differentiable."""
+
+    @abstractmethod
+    def target(
+        self,
+        latents: Float[Tensor, "batch channels latent_h latent_w"],
+        noise: Float[Tensor, "batch channels latent_h latent_w"],
+        timesteps: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch channels latent_h latent_w"]:
+        """What a perfect denoiser would predict: the noise, or v = alpha_t noise - sigma_t x (arXiv 2202.00512)."""

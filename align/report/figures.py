@@ -1,0 +1,142 @@
+"""Small inline SVG figures: text in, colours by CSS class, nothing to load and no script."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+
+WIDTH, HEIGHT = 380, 230
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 36
+
+Points = Sequence[tuple[int | float, float]]
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Data coordinates on the paper of a chart; `log2` draws x on a logarithmic axis."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    log2: bool = False
+
+    def place(self, x: int | float, y: int | float) -> tuple[float, float]:
+        """The pixel of a data point."""
+        low, high, value = (math.log2(v) if self.log2 else v for v in (*self.x, x))
+        across = (value - low) / (high - low)
+        up = (y - self.y[0]) / (self.y[1] - self.y[0])
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+
+    def line(self, points: Points, kind: str) -> Markup:
+        """A polyline of CSS class `kind`."""
+        path = " ".join("{:.1f},{:.1f}".format(*self.place(*point)) for point in points)
+        return Markup('<polyline class="{}" points="{}"/>').format(kind, path)
+
+    def dots(self, points: Points) -> Markup:
+        """A dot at each point, which tells its values when pointed at."""
+        dot = Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="3"><title>{:g}: {:.4g}</title></circle>')
+        return Markup("").join(dot.format(*self.place(*point), *point) for point in points)
+
+    def axes(self, x_ticks: Sequence[int | float], x_label: str, y_percent: bool = False) -> Markup:
+        """Grid lines, tick labels and the name of x."""
+        parts = [self._x_tick(tick) for tick in x_ticks]
+        parts += [self._y_tick(tick, f"{tick:.0%}" if y_percent else f"{tick:g}") for tick in ticks(*self.y)]
+        name = Markup('<text class="name" x="{}" y="{}" text-anchor="middle">{}</text>')
+        return Markup("").join([*parts, name.format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3, x_label)])
+
+    def _x_tick(self, tick: int | float) -> Markup:
+        x, _ = self.place(tick, self.y[0])
+        text = Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>')
+        return text.format(x, HEIGHT - BOTTOM + 15, f"{tick:,g}" if abs(tick) < 1e5 else f"{tick / 1000:,g}k")
+
+    def _y_tick(self, tick: float, label: str) -> Markup:
+        _, y = self.place(self.x[0], tick)
+        rule = Markup('<path class="rule" d="M{} {:.1f}H{}"/>').format(LEFT, y, WIDTH - RIGHT)
+        return rule + Markup('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(LEFT - 6, y + 3.5, label)
+
+
+def best_of_k_chart(means: Sequence[float], tuned_mean: float | None) -> Markup:
+    """Expected best score of k samples over k = 1..n, with the tuned model's mean as a dashed line."""
+    points: Points = [(k, mean) for k, mean in enumerate(means, start=1)]
+    shown = [*means] if tuned_mean is None else [*means, tuned_mean]
+    frame = _Frame((1.0, float(max(2, len(means)))), _padded(shown), log2=True)
+    powers = [2**exponent for exponent in range(int(math.log2(max(2, len(means)))) + 1)]
+    parts = [frame.axes(powers, "k"), frame.line(points, "curve"), frame.dots(points)]
+    if tuned_mean is not None:
+        parts.append(frame.line([(1, tuned_mean), (max(2, len(means)), tuned_mean)], "mark"))
+    return _svg(parts, f"Expected best of k: {means[0]:.4g} at 1, {means[-1]:.4g} at {len(means)}")
+
+
+def loss_chart(losses: Points) -> Markup:
+    """Training loss over steps: block means of at most 200 blocks, and their moving average."""
+    blocks = np.array_split(np.asarray(losses, dtype=float), min(200, len(losses)))
+    steps, values = np.array([block.mean(axis=0) for block in blocks]).T
+    width = max(1, len(values) // 10)
+    smooth = [values[max(0, i - width) : i + width + 1].mean() for i in range(len(values))]
+    low, high = np.quantile(values, [0.0, 0.98])
+    x_range = (float(steps[0]), float(steps[-1])) if len(steps) > 1 else (0.0, float(steps[0]) + 1)
+    frame = _Frame(x_range, _padded([float(low), float(high)]))
+    clipped = values.clip(max=frame.y[1])
+    parts = [
+        frame.axes(ticks(*frame.x), "step"),
+        frame.line(list(zip(steps, clipped, strict=True)), "faint"),
+        frame.line(list(zip(steps, smooth, strict=True)), "curve"),
+    ]
+    return _svg(parts, f"Training loss, {values[0]:.4g} at first, {values[-1]:.4g} at the end")
+
+
+def histogram(candidates: Sequence[float], selected: Sequence[float], threshold: float | None) -> Markup:
+    """Share of the candidates and of the selected images over the score."""
+    edges = np.linspace(*_padded(candidates, share=0.0), num=33)
+    heights = [np.histogram(scores, edges)[0] / max(len(scores), 1) for scores in (candidates, selected)]
+    frame = _Frame((float(edges[0]), float(edges[-1])), (0.0, 1.06 * float(max(map(np.max, heights)))))
+    parts = [frame.axes(ticks(*frame.x), "score", y_percent=True)]
+    parts += [_bars(frame, edges, height, kind) for height, kind in zip(heights, ("before", "after"), strict=True)]
+    if threshold is not None and frame.x[0] <= threshold <= frame.x[1]:
+        parts.append(frame.line([(threshold, frame.y[0]), (threshold, frame.y[1])], "mark"))
+    return _svg(parts, f"Scores of {len(candidates)} candidates and {len(selected)} selected images")
+
+
+def interval(low: float, middle: float, high: float) -> Markup:
+    """An interval around a difference, beside zero, on a scale of its own."""
+    reach = 1.15 * max(abs(low), abs(high)) or 1.0
+    x_low, x_middle, x_high = (60 + 56 * value / reach for value in (low, middle, high))
+    return Markup(
+        '<svg class="interval" viewBox="0 0 120 16" role="img" aria-label="{:.4g} to {:.4g}">'
+        '<path class="zero" d="M60 0V16"/><path class="range" d="M{:.1f} 8H{:.1f}"/>'
+        '<circle class="dot" cx="{:.1f}" cy="8" r="3.5"/></svg>'
+    ).format(low, high, x_low, x_high, x_middle)
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """At most six round numbers (1, 2 or 5 times a power of ten apart) between `low` and `high`."""
+    raw = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def _bars(frame: _Frame, edges: np.ndarray, heights: np.ndarray, kind: str) -> Markup:
+    bar = Markup('<path class="{}" d="M{:.1f} {:.1f}H{:.1f}V{:.1f}H{:.1f}Z"/>')
+    corners = [
+        (*frame.place(left, height), *frame.place(right, 0))
+        for left, right, height in zip(edges[:-1], edges[1:], heights, strict=True)
+        if height > 0
+    ]
+    return Markup("").join(bar.format(kind, x0, y0, x1 - 1, y1, x0) for x0, y0, x1, y1 in corners)
+
+
+def _padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
+    """The range of the values with some air; never empty, also where all are equal."""
+    low, high = min(values), max(values)
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):
+        margin = 0.1 * abs(high) or 1.0
+        return low - margin, high + margin
+    return low - share * (high - low), high + share * (high - low)
+
+
+def _svg(parts: Sequence[Markup], label: str) -> Markup:
+    start = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(WIDTH, HEIGHT, label)
+    return start + Markup("").join(parts) + Markup("</svg>")

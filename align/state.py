@@ -1,0 +1,139 @@
+"""All that changes in a run, and its way to disk: atomic files, and checkpoints a killed run continues from.
+
+Tensors are saved as safetensors and everything else as JSON; nothing is pickled.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Ask the system to put a file (or every file of a folder) on disk before it is given its final name."""
+    for file in [path] if path.is_file() else [child for child in path.rglob("*") if child.is_file()]:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `path`; what is written there, a file or a folder, becomes `path` only on success."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    _remove(temporary)
+    try:
+        yield temporary
+        _flush(temporary)
+    except BaseException:
+        _remove(temporary)
+        raise
+    if path.is_dir():
+        _remove(path)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically, keys in their own order, NaN refused."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a damaged file is a ValueError that names it."""
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}). Restore the file, or delete it and run again.") from error
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that changes while training, named once: the trainable parameters, the optimizer, their average, the step.
+
+    The learning rate, the batches and the noise are functions of the step and the seed, so they need no state.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    average: Mapping[str, Tensor]
+
+    def save(self, folder: Path, step: int) -> Path:
+        """Write `folder/checkpoint-STEP` atomically."""
+        path = folder / f"checkpoint-{step}"
+        with atomic_path(path) as temporary:
+            temporary.mkdir()
+            save_file(_contiguous(self.parameters), temporary / "parameters.safetensors")
+            save_file(_contiguous(self._optimizer_tensors()), temporary / "optimizer.safetensors")
+            if self.average:
+                save_file(_contiguous(self.average), temporary / "average.safetensors")
+            write_json(temporary / "state.json", {"step": step})
+        return path
+
+    def load_latest(self, folder: Path) -> int:
+        """Restore the newest checkpoint under `folder` and return its step; 0 where there is none."""
+        checkpoints = list_checkpoints(folder)
+        if not checkpoints:
+            return 0
+        path = checkpoints[-1]
+        try:
+            self._load(path)
+        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+            raise ValueError(
+                f"{path} cannot be continued from ({type(error).__name__}: {error}). "
+                "Delete that folder and run the same command again: the checkpoint before it will be used."
+            ) from error
+        return int(read_json(path / "state.json")["step"])
+
+    def _load(self, path: Path) -> None:
+        _copy_into(self.parameters, load_file(path / "parameters.safetensors"))
+        if self.average:
+            _copy_into(self.average, load_file(path / "average.safetensors"))
+        self._restore_optimizer(load_file(path / "optimizer.safetensors"))
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        """Optimizer state as flat tensors named `PARAMETER INDEX.KEY`."""
+        state: dict[int, dict[str, Tensor]] = self.optimizer.state_dict()["state"]
+        return {f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
+
+    def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints under `folder`, oldest first."""
+    paths = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(paths, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _copy_into(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    if targets.keys() != values.keys():
+        raise KeyError(f"other tensors than this run has: {sorted(targets.keys() ^ values.keys())[:3]}")
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(values[name])

@@ -1,0 +1,160 @@
+"""Paired comparison: closed forms, scipy's bootstrap as the oracle, and coverage by simulation."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import config
+from scipy import stats
+from torch import Tensor
+
+from align.evaluate import compare, recovered_gap
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """As outside the tests, where annotations are not checked and our own errors must speak."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+def paired_scores(prompts: int, images: int, seed: int, difference: float = 0.1) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores with a strong common part per prompt, and a gain that also varies by prompt."""
+    generator = torch.Generator().manual_seed(seed)
+    level, gain = torch.randn(2, prompts, 1, generator=generator, dtype=torch.float64)
+    base, tuned = level + 0.3 * torch.randn(2, prompts, images, generator=generator, dtype=torch.float64)
+    groups = torch.arange(prompts).repeat_interleave(images)
+    return base.flatten(), (tuned + difference + 0.3 * gain).flatten(), groups
+
+
+def test_row_by_hand() -> None:
+    base, tuned = torch.tensor([0.0, 0.2, 0.4, 0.4]), torch.tensor([0.5, 0.1, 0.4, 0.8])
+    row = compare("gold", "overall", base, tuned, torch.tensor([7, 7, 3, 3]), seed=0)
+    assert list(asdict(row)) == [
+        "reward", "dimension", "n", "base_mean", "tuned_mean", "difference", "ci_low", "ci_high", "win_rate",
+    ]  # fmt: skip
+    assert (row.reward, row.dimension, row.n) == ("gold", "overall", 4)
+    assert (row.base_mean, row.tuned_mean) == pytest.approx((0.25, 0.45))
+    assert row.difference == pytest.approx(0.2)
+    assert row.win_rate == (0.5 + 0.75) / 2  # one win of two; one tie and one win
+
+
+def test_prompts_count_equally_whatever_their_number_of_images() -> None:
+    base, tuned = torch.zeros(5), torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0])
+    row = compare("gold", "overall", base, tuned, torch.tensor([0, 1, 1, 1, 1]), seed=0)
+    assert row.difference == 0.5
+
+
+def test_interval_agrees_with_scipy() -> None:
+    base, tuned, groups = paired_scores(60, 4, seed=1)
+    row = compare("gold", "overall", base, tuned, groups, seed=0)
+    per_prompt = (tuned - base).reshape(60, 4).mean(dim=1).numpy()
+    result = stats.bootstrap((per_prompt,), np.mean, method="percentile", rng=np.random.default_rng(1))
+    oracle = result.confidence_interval
+    width = oracle.high - oracle.low
+    assert (row.ci_low, row.ci_high) == pytest.approx((oracle.low, oracle.high), abs=0.05 * width)
+    assert row.difference == pytest.approx(per_prompt.mean())
+
+
+def test_comparison_is_deterministic_and_ignores_the_order_of_pairs() -> None:
+    base, tuned, groups = paired_scores(30, 4, seed=2)
+    row = compare("gold", "overall", base, tuned, groups, seed=5)
+    assert compare("gold", "overall", base, tuned, groups, seed=5) == row
+    assert compare("gold", "overall", base, tuned, groups, seed=6) != row
+    order = torch.randperm(120, generator=torch.Generator().manual_seed(0))
+    shuffled = compare("gold", "overall", base[order], tuned[order], groups[order], seed=5)
+    assert tuple(asdict(shuffled).values())[2:] == pytest.approx(tuple(asdict(row).values())[2:])
+
+
+def test_interval_covers_the_truth_95_times_in_100() -> None:
+    """With a gain that varies by prompt, resampling images instead of prompts would cover in about 75 %."""
+    rows = [compare("r", "d", *paired_scores(40, 8, seed=seed), seed=seed, resamples=400) for seed in range(400)]
+    covered = sum(row.ci_low <= 0.1 <= row.ci_high for row in rows) / 400
+    assert 0.91 <= covered <= 0.98
+
+
+def test_identical_models_tie() -> None:
+    base, _, groups = paired_scores(10, 2, seed=0)
+    row = compare("gold", "overall", base, base, groups, seed=0)
+    assert (row.difference, row.ci_low, row.ci_high, row.win_rate) == (0, 0, 0, 0.5)
+
+
+def test_many_prompts_are_resampled_in_blocks() -> None:
+    base, tuned, groups = paired_scores(20_000, 1, seed=3)
+    row = compare("gold", "overall", base, tuned, groups, seed=0, resamples=1000)
+    error = (tuned - base).std().item() / math.sqrt(20_000)
+    assert (row.ci_high - row.ci_low) == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_bad_pairs_are_refused() -> None:
+    ones, groups = torch.ones(4), torch.tensor([0, 0, 1, 1])
+    with pytest.raises(ValueError, match="tuned scores hold 1 of 4 values that are not finite"):
+        compare("gold", "overall", ones, torch.tensor([1.0, 2.0, math.nan, 0.0]), groups, seed=0)
+    with pytest.raises(ValueError, match="two prompts or more, 1 came"):
+        compare("gold", "overall", ones, ones, torch.zeros(4, dtype=torch.long), seed=0)
+
+
+def base_and_tuned(prompts: int = 50, n: int = 16, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    level = torch.randn(prompts, 1, generator=generator, dtype=torch.float64)
+    judge = level + torch.randn(prompts, n, generator=generator, dtype=torch.float64)
+    selector = judge + 0.5 * torch.randn(prompts, n, generator=generator, dtype=torch.float64)
+    tuned = level + 0.5 + torch.randn(prompts, 4, generator=generator, dtype=torch.float64)
+    return judge, selector, tuned
+
+
+def test_recovered_gap_by_hand() -> None:
+    judge = torch.tensor([[0.0, 1.0, 0.2], [0.4, 0.0, 0.2]])
+    selector = torch.tensor([[0.0, 5.0, 0.0], [3.0, 1.0, 3.0]])  # picks 1, and 0 (a tie goes to the lowest index)
+    result = recovered_gap(judge, selector, torch.tensor([[0.6], [0.3]]), seed=0)
+    assert (result.gap, result.gain) == pytest.approx((0.4, 0.15))
+    assert result.share == pytest.approx(0.375)
+
+
+def test_tuned_model_that_is_best_of_n_recovers_all() -> None:
+    judge, selector, _ = base_and_tuned()
+    best = judge.gather(1, selector.argmax(dim=1, keepdim=True))
+    result = recovered_gap(judge, selector, best, seed=0)
+    assert (result.share, result.ci_low, result.ci_high) == pytest.approx((1, 1, 1))
+    assert recovered_gap(judge, selector, judge, seed=0).share == pytest.approx(0)
+
+
+def test_recovered_gap_agrees_with_scipy() -> None:
+    judge, selector, tuned = base_and_tuned()
+    result = recovered_gap(judge, selector, tuned, seed=0)
+    mean = judge.mean(dim=1)
+    gain = (tuned.mean(dim=1) - mean).numpy()
+    gap = (judge.gather(1, selector.argmax(dim=1, keepdim=True))[:, 0] - mean).numpy()
+
+    def share(gain: np.ndarray, gap: np.ndarray, axis: int) -> np.ndarray:
+        return gain.mean(axis=axis) / gap.mean(axis=axis)
+
+    oracle = stats.bootstrap(
+        (gain, gap),
+        share,
+        paired=True,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    assert result.ci_low is not None and result.ci_high is not None
+    width = oracle.high - oracle.low
+    assert (result.ci_low, result.ci_high) == pytest.approx((oracle.low, oracle.high), abs=0.05 * width)
+
+
+def test_where_best_of_n_gains_nothing_there_is_no_share() -> None:
+    judge, _, tuned = base_and_tuned()
+    result = recovered_gap(judge, -judge, tuned, seed=0)
+    assert result.gap < 0
+    assert (result.share, result.ci_low, result.ci_high) == (None, None, None)
+
+
+def test_scores_of_other_images_are_refused(unchecked_shapes: None) -> None:
+    judge, selector, tuned = base_and_tuned()
+    with pytest.raises(ValueError, match=r"judge_base has shape \(50, 16\), selector_base \(50, 15\)"):
+        recovered_gap(judge, selector[:, 1:], tuned, seed=0)
+    with pytest.raises(ValueError, match="4 base scores, 3 tuned scores and 4 prompt indices"):
+        compare("gold", "overall", torch.ones(4), torch.ones(3), torch.arange(4), seed=0)

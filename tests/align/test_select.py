@@ -1,0 +1,147 @@
+"""Selection: hand-made scores, and brute force over all subsets as the oracle of best-of-k."""
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from jaxtyping import config
+from torch import Tensor
+
+from align.select import best_of_n, expected_best_of_k, quantile_threshold
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """As outside the tests, where annotations are not checked and our own errors must speak."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+def random_scores(prompts: int, n: int, seed: int = 0) -> Tensor:
+    return torch.randn(prompts, n, generator=torch.Generator().manual_seed(seed))
+
+
+def test_best_of_n_keeps_the_best_of_each_prompt() -> None:
+    selection = best_of_n(torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.2, 0.3]]))
+    assert selection.kept == ((0, 1), (1, 0))
+    assert (selection.threshold, selection.prompts, selection.prompts_below_threshold) == (None, 2, 0)
+
+
+def test_best_of_n_agrees_with_argmax_and_topk() -> None:
+    scores = random_scores(50, 8)
+    assert best_of_n(scores).kept == tuple(enumerate(scores.argmax(dim=1).tolist()))
+    top = scores.topk(3, dim=1).indices.tolist()
+    assert best_of_n(scores, 3).kept == tuple((prompt, sample) for prompt in range(50) for sample in top[prompt])
+
+
+def test_threshold_is_inclusive_and_counts_dropped_prompts() -> None:
+    scores = torch.tensor([[0.1, 0.9, 0.5], [0.4, 0.2, 0.3], [0.5, 0.6, 0.0]])
+    selection = best_of_n(scores, per_prompt=2, threshold=0.5)
+    assert selection.kept == ((0, 1), (0, 2), (2, 1), (2, 0))
+    assert (selection.threshold, selection.prompts, selection.prompts_below_threshold) == (0.5, 3, 1)
+
+
+def test_ties_go_to_the_lowest_index() -> None:
+    scores = torch.zeros(3, 64)
+    assert best_of_n(scores).kept == ((0, 0), (1, 0), (2, 0))
+    assert best_of_n(scores, 2).kept[:2] == ((0, 0), (0, 1))
+
+
+def test_threshold_that_keeps_nothing_says_which_would() -> None:
+    scores = torch.tensor([[0.1, 0.25], [0.3, 0.35], [0.0, 0.1], [0.5, 0.4]])
+    with pytest.raises(ValueError, match="keeps nothing") as error:
+        best_of_n(scores, threshold=2.0)
+    highest = scores.double().max().item()
+    assert f"at most {highest!r} keeps something" in str(error.value)
+    assert len(best_of_n(scores, threshold=highest).kept) == 1
+    assert "0.25 keeps half of the 4 prompts" in str(error.value)
+
+
+@pytest.mark.parametrize("per_prompt", [0, 3, -1])
+def test_per_prompt_outside_the_samples_is_refused(per_prompt: int) -> None:
+    with pytest.raises(ValueError, match=f"per_prompt is {per_prompt}; it must be between 1 and the 2 samples"):
+        best_of_n(torch.zeros(4, 2), per_prompt)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_scores_that_are_not_finite_are_refused_with_their_place(value: float) -> None:
+    scores = torch.zeros(4, 3)
+    scores[2, 1] = value
+    for function in (best_of_n, expected_best_of_k):
+        with pytest.raises(ValueError, match="1 of 12 scores are not finite, the first at prompt 2, sample 1"):
+            function(scores)
+
+
+def test_no_scores_are_refused() -> None:
+    with pytest.raises(ValueError, match="one or more of each"):
+        best_of_n(torch.zeros(0, 4))
+
+
+@pytest.mark.parametrize("q", [0.0, 0.3, 0.9, 1.0])
+def test_quantile_threshold_agrees_with_torch(q: float) -> None:
+    scores = random_scores(20, 7).double()
+    assert quantile_threshold(scores, q) == pytest.approx(torch.quantile(scores, q).item(), abs=1e-12)
+
+
+def test_the_highest_quantile_keeps_exactly_the_best() -> None:
+    scores = random_scores(20, 7)
+    selection = best_of_n(scores, threshold=quantile_threshold(scores, 1.0))
+    assert len(selection.kept) == 1
+    assert scores[selection.kept[0]] == scores.max()
+    assert selection.prompts_below_threshold == 19
+
+
+def test_quantile_refuses_what_is_no_share_and_what_is_no_score() -> None:
+    with pytest.raises(ValueError, match="The quantile is 90.0; it must be between 0 and 1"):
+        quantile_threshold(torch.zeros(3), 90.0)
+    with pytest.raises(ValueError, match="all finite"):
+        quantile_threshold(torch.tensor([0.0, math.nan]), 0.5)
+
+
+def best_of_all_subsets(scores: Tensor, judge: Tensor) -> Tensor:
+    """E[judge of the best of k], by trying every subset of every prompt; ties to the lowest index."""
+    n = scores.shape[1]
+    means: list[float] = []
+    for k in range(1, n + 1):
+        worth = [
+            judge[prompt, max(subset, key=lambda i: (scores[prompt, i].item(), -i))].item()
+            for prompt in range(len(scores))
+            for subset in itertools.combinations(range(n), k)
+        ]
+        means.append(sum(worth) / len(worth))
+    return torch.tensor(means, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_expected_best_of_k_agrees_with_all_subsets(n: int) -> None:
+    scores, judge = random_scores(3, n), random_scores(3, n, seed=1)
+    torch.testing.assert_close(expected_best_of_k(scores), best_of_all_subsets(scores, scores), rtol=0, atol=1e-6)
+    torch.testing.assert_close(expected_best_of_k(scores, judge), best_of_all_subsets(scores, judge), rtol=0, atol=1e-6)
+
+
+def test_expected_best_of_k_with_ties_agrees_with_all_subsets() -> None:
+    scores, judge = random_scores(4, 6).round(), random_scores(4, 6, seed=1)
+    assert len(scores.unique()) < scores.numel()
+    torch.testing.assert_close(expected_best_of_k(scores, judge), best_of_all_subsets(scores, judge), rtol=0, atol=1e-6)
+
+
+def test_expected_best_of_k_is_stable_for_many_samples() -> None:
+    """Uniform ranks: E[max of k out of 1..n without replacement] = k (n + 1) / (k + 1)."""
+    n = 1200  # C(1200, 600) is beyond float64
+    k = torch.arange(1, n + 1, dtype=torch.float64)
+    ranks = k[torch.randperm(n, generator=torch.Generator().manual_seed(0))][None]
+    torch.testing.assert_close(expected_best_of_k(ranks), k * (n + 1) / (k + 1), rtol=1e-9, atol=0)
+    assert (expected_best_of_k(torch.full((1, n), 0.3, dtype=torch.float64)) - 0.3).abs().max() < 1e-12
+
+
+def test_a_judge_of_other_images_is_refused(unchecked_shapes: None) -> None:
+    with pytest.raises(ValueError, match=r"judge has shape \(2, 3\) and scores \(2, 4\)"):
+        expected_best_of_k(torch.zeros(2, 4), torch.zeros(2, 3))
+
+
+def test_a_flat_list_of_scores_is_refused(unchecked_shapes: None) -> None:
+    with pytest.raises(ValueError, match=r"shape \(4,\); they must be \(prompts, samples\)"):
+        best_of_n(torch.zeros(4))
