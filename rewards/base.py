@@ -1,0 +1,66 @@
+"""The contracts: what it means to be a reward, and what it means to embed images."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Images: TypeAlias = Float[Tensor, "batch 3 h w"] | Sequence[Float[Tensor, "3 _ _"]]
+
+
+class Reward(ABC):
+    """Scores images against prompts. Higher is better, in the reward's published scale.
+
+    Images are RGB floats in [0, 1] on the reward's device. Scores are finite, have the dtype of the reward's parameters
+    (half precision promoted to float32), and repeat exactly. The score of an image does not depend on the others of its
+    batch; cutting a long list into batches that fit in memory is the caller's work. `tests/test_rewards.py` states all
+    this as a test.
+    """
+
+    dimensions: tuple[str, ...]
+    """Names of the scores, in the order of their columns: `("overall",)`, or several."""
+
+    differentiable: bool
+    """Whether gradients flow from the scores to the images."""
+
+    @abstractmethod
+    def preprocess(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 _ _"]:
+        """What the network sees of an image of any size: the official preprocessing, in torch. Safe in threads."""
+
+    @abstractmethod
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "batch dimension"]:
+        """Score image i against prompt i, all dimensions in one pass. A sequence of images may mix sizes."""
+
+
+class Embedder(ABC):
+    """Maps images to vectors in which distance means difference (to measure diversity)."""
+
+    @abstractmethod
+    def embed(self, images: Images) -> Float[Tensor, "batch dim"]:
+        """One vector of unit length an image."""
+
+
+def check_images(images: Images) -> None:
+    """Refuse what is not a picture: a ValueError says what came instead of RGB floats in [0, 1]."""
+    if len(images) == 0:
+        raise ValueError("No images came; a reward scores one or more.")
+    lows, highs = (
+        torch.stack([bound(image.detach()) for image in images]).tolist() for bound in (torch.amin, torch.amax)
+    )
+    for index, (low, high) in enumerate(zip(lows, highs, strict=True)):
+        if not (low >= 0.0 and high <= 1.0):
+            raise ValueError(
+                f"Image {index} has values from {low:.3g} to {high:.3g}; a reward takes RGB in [0, 1]. "
+                "Divide 8-bit values by 255, or map [-1, 1] by (x + 1) / 2."
+            )
+
+
+def check_pairs(images: Images, prompts: Sequence[str]) -> None:
+    """Refuse images and prompts that do not pair up, or images out of range."""
+    if isinstance(prompts, str) or len(images) != len(prompts):
+        came = "one string" if isinstance(prompts, str) else f"{len(prompts)} prompts"
+        raise ValueError(f"{len(images)} images came with {came}; give a list with one prompt an image.")
+    check_images(images)

@@ -1,0 +1,213 @@
+"""CLIP networks in open_clip's folder format, and the similarity of image and text as a reward."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int
+from open_clip import CLIP, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, SimpleTokenizer
+from open_clip.tokenizer import HFTokenizer
+from open_clip.utils import to_2tuple
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from rewards.base import Embedder, Images, Reward, check_images, check_pairs
+from rewards.image import center_crop, center_pad, normalise, resize, resize_longest, resize_shortest
+
+WEIGHTS = "open_clip_model.safetensors"
+CONFIG = "open_clip_config.json"
+
+Tokenize = Callable[[list[str]], Int[Tensor, "batch tokens"]]
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """How a CLIP network wants its images; the names are those of open_clip's `preprocess_cfg`.
+
+    Attributes:
+        size: Side of the square the network sees, in pixels.
+        mean: Subtracted from the channels, in [0, 1].
+        std: What the channels are then divided by.
+        interpolation: "bicubic" or "bilinear".
+        resize_mode: "shortest" side to `size` and centre crop, "longest" and pad, or "squash" both.
+        fill_color: Grey level of the padding, 0 to 255.
+    """
+
+    size: int
+    mean: tuple[float, ...] = OPENAI_DATASET_MEAN
+    std: tuple[float, ...] = OPENAI_DATASET_STD
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+    fill_color: int = 0
+
+    def apply(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 size size"]:
+        """Resize with 8-bit rounding as PIL does, crop or pad, and normalise."""
+        image = image.to(torch.promote_types(image.dtype, torch.float32))
+        return normalise(self._fit(image), self.mean, self.std)
+
+    def _fit(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 size size"]:
+        match self.resize_mode:
+            case "shortest":
+                return center_crop(resize_shortest(image, self.size, self.interpolation), self.size)
+            case "longest":
+                small = resize_longest(image, self.size, self.interpolation)
+                return center_pad(small, self.size, self.fill_color / 255)
+            case "squash":
+                return resize(image, self.size, self.size, self.interpolation)
+            case unknown:
+                raise ValueError(f"resize_mode {unknown!r} is unknown; use shortest, longest or squash.")
+
+
+@dataclass(frozen=True)
+class ClipNetwork:
+    """A CLIP with its own tokenizer and preprocessing: pictures and prompts in, unit vectors and cosines out.
+
+    Features have the dtype of the parameters, half precision promoted to float32. Gradients flow to the images and,
+    where `model` is unfrozen, to its parameters: rewards and their training use the same object.
+
+    Attributes:
+        model: The two towers and `logit_scale`, the logarithm of the factor that cosines are multiplied by in training.
+        tokenize: Prompts to token ids, cut to the context length.
+        image: The preprocessing.
+    """
+
+    model: CLIP
+    tokenize: Tokenize
+    image: ImageConfig
+
+    def embed_images(self, images: Images) -> Float[Tensor, "batch dim"]:
+        """Preprocess and encode images of any sizes."""
+        parameter = self.model.logit_scale
+        pixels = torch.stack([self.image.apply(image) for image in images])
+        return _unit(self.model.encode_image(pixels.to(parameter.device, parameter.dtype)))
+
+    def embed_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "batch dim"]:
+        """Encode prompts, each different one once."""
+        unique = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
+        device = self.model.logit_scale.device
+        features = _unit(self.model.encode_text(self.tokenize(list(unique)).to(device)))
+        return features[torch.tensor([unique[prompt] for prompt in prompts], device=device)]
+
+    def cosines(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " batch"]:
+        """The cosine between image i and prompt i, in [-1, 1]."""
+        check_pairs(images, prompts)
+        return (self.embed_images(images) * self.embed_prompts(prompts)).sum(-1)
+
+
+@final
+class ClipScore(Reward, Embedder):
+    """The cosine between a CLIP's image and text features, in [-1, 1] (Radford et al., arXiv 2103.00020).
+
+    This is the raw cosine, without the factor 2.5 and the clipping at zero of CLIPScore (Hessel et al., arXiv
+    2104.08718).
+
+    Arguments:
+        weights: A folder in open_clip's format, see `load_clip`.
+        device: Where the network goes; images are expected there.
+        dtype: Of its parameters; scores of half-precision parameters are float32.
+    """
+
+    dimensions = ("overall",)
+    differentiable = True
+
+    def __init__(self, weights: Path | str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self.network = load_clip(Path(weights), device, dtype)
+
+    def preprocess(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 size size"]:
+        """Open_clip's evaluation transform of this network."""
+        return self.network.image.apply(image)
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "batch 1"]:
+        """The cosine of each pair."""
+        return self.network.cosines(images, prompts)[:, None]
+
+    def embed(self, images: Images) -> Float[Tensor, "batch dim"]:
+        """Image features of unit length."""
+        check_images(images)
+        return self.network.embed_images(images)
+
+
+def load_clip(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> ClipNetwork:
+    """Load a frozen CLIP from a folder in open_clip's format, without unpickling anything and without the network.
+
+    Arguments:
+        folder: `open_clip_config.json` (`model_cfg`, `preprocess_cfg`), `open_clip_model.safetensors`, and, where
+            `text_cfg` names an `hf_tokenizer_name`, the files of a Hugging Face tokenizer; otherwise CLIP's own
+            vocabulary is used.
+        device: Where the network goes.
+        dtype: What its parameters are cast to.
+
+    Raises:
+        ValueError: A missing or damaged file, a configuration that open_clip's CLIP does not have, or tensors that do
+            not fit it.
+    """
+    model_config, image_config = _read_config(folder)
+    model = _build(model_config, folder)
+    _load_weights(model, folder / WEIGHTS)
+    model.eval().requires_grad_(False).to(device, dtype)
+    return ClipNetwork(model, _tokenizer(model_config["text_cfg"], folder), _image_config(image_config, model))
+
+
+def _read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {CONFIG}; give a folder with a model in open_clip's format.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return config["model_cfg"], config.get("preprocess_cfg", {})
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} must be a JSON object with a `model_cfg` ({error!r}). Restore the file.") from error
+
+
+def _build(config: dict[str, Any], folder: Path) -> CLIP:
+    try:
+        return CLIP(**config)
+    except TypeError as error:
+        raise ValueError(f"{folder / CONFIG} does not describe a plain open_clip CLIP: {error}.") from error
+
+
+def _load_weights(model: CLIP, path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; weights are read from safetensors only. Restore or convert the file.")
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path} does not hold the weights that {CONFIG} beside it describes: {error}") from error
+
+
+def _tokenizer(text_config: dict[str, Any], folder: Path) -> Tokenize:
+    length = text_config.get("context_length", 77)
+    options = text_config.get("tokenizer_kwargs") or {}
+    if not text_config.get("hf_tokenizer_name"):
+        return SimpleTokenizer(context_length=length, **options)
+    mode = text_config.get("tokenizer_mode")
+    try:
+        # Without its vocabulary transformers would make up a tokenizer to which all words are the same.
+        if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+            raise FileNotFoundError("neither tokenizer.json nor vocab.json")
+        return HFTokenizer(str(folder), context_length=length, tokenizer_mode=mode, local_files_only=True, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{folder} has no tokenizer, which its {CONFIG} asks for ({error}). Restore its files."
+        ) from error
+
+
+def _image_config(config: dict[str, Any], model: CLIP) -> ImageConfig:
+    pair: Any = to_2tuple(model.visual.image_size)  # a transformer has a pair, a ResNet one number
+    height, width = pair
+    if height != width:
+        raise ValueError(f"The network wants {height} x {width} pixels; only square inputs are supported.")
+    given: dict[str, Any] = {
+        key: config[key] for key in ("interpolation", "resize_mode", "fill_color") if key in config
+    }
+    given |= {key: tuple(config[key]) for key in ("mean", "std") if key in config}
+    return ImageConfig(size=height, **given)
+
+
+def _unit(features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+    return normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)

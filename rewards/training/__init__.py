@@ -1,0 +1,1 @@
+"""What training a reward needs beyond a loop: its losses and batches."""

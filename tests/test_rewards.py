@@ -1,0 +1,234 @@
+"""What it means to be a reward. A new reward is one more case here, and earns its place by passing every check."""
+
+import pkgutil
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import pytest
+import torch
+from torch import Tensor
+
+from rewards.base import Images, Reward
+from rewards.clip import ClipScore
+from rewards.combine import Dimension, Normalised, Weighted
+from rewards.hps import HPS
+from rewards.load import load_cards
+from tests.rewards.tiny_clip import save_tiny_clip
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A reward to test.
+
+    Attributes:
+        build: Makes it, from a folder with the tiny networks `clip` and `hps`, with its parameters in a precision.
+            (Without parameters it computes in the precision of the images.)
+        prompts: Three that it understands, the first and the last alike.
+        sizes: Height and width of three images that it understands.
+    """
+
+    build: Callable[[Path, torch.dtype], Reward]
+    prompts: tuple[str, str, str] = ("a red circle", "two blue squares", "a red circle")
+    sizes: tuple[tuple[int, int], ...] = ((40, 48), (32, 32), (64, 37))
+
+    def images(self, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        """Pictures away from black and white, where clipping would bend a finite difference."""
+        generator = torch.Generator().manual_seed(0)
+        return [0.3 + 0.4 * torch.rand(3, *size, generator=generator, dtype=dtype) for size in self.sizes]
+
+
+@final
+class Both(Reward):
+    """Two dimensions, for the wrappers."""
+
+    dimensions = ("clip", "warmth")
+    differentiable = True
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self.clip = ClipScore(folder / "clip", CPU, dtype)
+
+    def preprocess(self, image: Tensor) -> Tensor:
+        return self.clip.preprocess(image)
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
+        warmth = torch.stack([image[0].mean() - image[2].mean() for image in images])
+        return torch.stack([self.clip(images, prompts)[:, 0], warmth], dim=1)
+
+
+def _weighted(folder: Path, dtype: torch.dtype) -> Reward:
+    return Weighted([(ClipScore(folder / "clip", CPU, dtype), 2.0), (HPS(folder / "hps", CPU, dtype), -0.5)])
+
+
+def _from_the_docs(folder: Path, dtype: torch.dtype) -> Reward:
+    page = Path(__file__).parents[1] / "docs/add-a-reward.md"
+    scope: dict[str, type[Reward]] = {}
+    exec(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)[0], scope)
+    return scope["MyReward"]()
+
+
+def _card(name: str) -> Case:
+    card = load_cards()[name]
+
+    def build(_: Path, dtype: torch.dtype) -> Reward:
+        if not card.path.exists():
+            pytest.skip(f"the weights of {name} are not built")
+        return pkgutil.resolve_name(card.reward)(card.path, device=CPU, dtype=dtype, **card.args)
+
+    return Case(build)
+
+
+CASES = {
+    "ClipScore": Case(lambda folder, dtype: ClipScore(folder / "clip", CPU, dtype)),
+    "HPS": Case(lambda folder, dtype: HPS(folder / "hps", CPU, dtype)),
+    "Dimension": Case(lambda folder, dtype: Dimension(Both(folder, dtype), "warmth")),
+    "Normalised": Case(lambda folder, dtype: Normalised(Both(folder, dtype), mean=[0.2, 0.1], sd=[0.5, 0.3])),
+    "Weighted": Case(_weighted),
+    "docs": Case(_from_the_docs),
+    **{name: _card(name) for name in load_cards()},
+}
+
+
+def scores_have_the_promised_shape_and_precision(case: Case, folder: Path) -> None:
+    reward = case.build(folder, torch.float32)
+    scores = reward(case.images(), case.prompts)
+    assert len(set(reward.dimensions)) == len(reward.dimensions) > 0
+    assert (scores.shape, scores.dtype) == ((3, len(reward.dimensions)), torch.float32)
+    assert scores.isfinite().all()
+
+
+def half_precision_is_promoted(case: Case, folder: Path) -> None:
+    expected = case.build(folder, torch.float32)(case.images(), case.prompts)
+    for dtype in (torch.float16, torch.bfloat16):
+        scores = case.build(folder, dtype)(case.images(), case.prompts)
+        assert scores.dtype == torch.float32
+        torch.testing.assert_close(scores, expected, atol=0.05, rtol=0.05)
+
+
+def scores_repeat_exactly(case: Case, folder: Path) -> None:
+    reward = case.build(folder, torch.float32)
+    first = reward(case.images(), case.prompts)
+    assert torch.equal(first, reward(case.images(), case.prompts))
+    assert torch.equal(first, case.build(folder, torch.float32)(case.images(), case.prompts))
+
+
+def a_score_does_not_depend_on_its_batch(case: Case, folder: Path) -> None:
+    reward, images = case.build(folder, torch.float64), case.images(torch.float64)
+    together = reward(images, case.prompts)
+    alone = torch.cat([reward([image], [prompt]) for image, prompt in zip(images, case.prompts, strict=True)])
+    turned = reward(images[::-1], case.prompts[::-1]).flip(0)
+    tolerance = 1e-10 if together.dtype == torch.float64 else 1e-6
+    torch.testing.assert_close(together, alone, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(together, turned, atol=tolerance, rtol=tolerance)
+
+
+def a_tensor_is_a_sequence_of_images(case: Case, folder: Path) -> None:
+    reward, image = case.build(folder, torch.float32), case.images()[0]
+    images = [image, image.flip(-1), image.flip(-2)]
+    assert torch.equal(reward(torch.stack(images), case.prompts), reward(images, case.prompts))
+
+
+def the_input_is_not_written_to(case: Case, folder: Path) -> None:
+    reward, images, prompts = case.build(folder, torch.float32), case.images(), list(case.prompts)
+    reward(images, prompts)
+    for image in images:
+        reward.preprocess(image)
+    assert all(map(torch.equal, images, case.images()))
+    assert prompts == list(case.prompts)
+
+
+def preprocess_works_in_threads(case: Case, folder: Path) -> None:
+    reward, images = case.build(folder, torch.float32), case.images() * 4
+    with ThreadPoolExecutor(3) as pool:
+        threaded = list(pool.map(reward.preprocess, images))
+    assert all(torch.equal(one, reward.preprocess(image)) for one, image in zip(threaded, images, strict=True))
+
+
+def the_gradient_is_that_of_finite_differences(case: Case, folder: Path) -> None:
+    reward = case.build(folder, torch.float64)
+    if not reward.differentiable:
+        assert not _total(reward, case, _leaves(case)).requires_grad
+        return
+    through_rounding = _gradient(reward, case)
+    assert all(gradient.isfinite().all() and gradient.any() for gradient in through_rounding)
+    # Rounding makes steps of the score. Its gradient is defined as that of the score without the steps.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rewards.image._rounding_error", torch.zeros_like)
+        gradient = _gradient(reward, case)
+        for direction in [*map(_random_direction, [gradient] * 3, range(3)), *_single_pixels(gradient)]:
+            torch.testing.assert_close(
+                _slope(reward, case, direction), _dot(gradient, direction), rtol=1e-5, atol=1e-10
+            )
+    for rounded, exact in zip(through_rounding, gradient, strict=True):
+        assert torch.cosine_similarity(rounded.flatten(), exact.flatten(), dim=0) > 0.99
+
+
+CHECKS = (
+    scores_have_the_promised_shape_and_precision,
+    half_precision_is_promoted,
+    scores_repeat_exactly,
+    a_score_does_not_depend_on_its_batch,
+    a_tensor_is_a_sequence_of_images,
+    the_input_is_not_written_to,
+    preprocess_works_in_threads,
+    the_gradient_is_that_of_finite_differences,
+)
+
+
+@pytest.fixture(scope="session")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tiny networks with different weights and preprocessing."""
+    folder = tmp_path_factory.mktemp("networks")
+    save_tiny_clip(folder / "clip", seed=0)
+    save_tiny_clip(folder / "hps", seed=1, resize_mode="longest")
+    return folder
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", CASES)
+def test_reward(name: str, check: Callable[[Case, Path], None], networks: Path) -> None:
+    check(CASES[name], networks)
+
+
+def _leaves(case: Case) -> list[Tensor]:
+    return [image.requires_grad_() for image in case.images(torch.float64)]
+
+
+def _total(reward: Reward, case: Case, images: Sequence[Tensor]) -> Tensor:
+    """One number that feels every image and every dimension, differently."""
+    scores = reward(images, case.prompts)
+    return (scores * torch.linspace(1, 2, scores.numel(), dtype=scores.dtype).view_as(scores)).sum()
+
+
+def _gradient(reward: Reward, case: Case) -> list[Tensor]:
+    leaves = _leaves(case)
+    return list(torch.autograd.grad(_total(reward, case, leaves), leaves))
+
+
+def _random_direction(like: Sequence[Tensor], seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(one.shape, generator=generator, dtype=torch.float64) for one in like]
+
+
+def _single_pixels(gradient: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Two pixels of the first image, with a gradient not below the median."""
+    strength = gradient[0].abs().flatten()
+    chosen = (strength >= strength.median()).nonzero()[:, 0][[0, -1]]
+    rest = [torch.zeros_like(one) for one in gradient[1:]]
+    return [[torch.zeros_like(strength).index_fill(0, pixel, 1.0).view_as(gradient[0]), *rest] for pixel in chosen]
+
+
+def _slope(reward: Reward, case: Case, direction: Sequence[Tensor], step: float = 1e-5) -> Tensor:
+    images = list(zip(case.images(torch.float64), direction, strict=True))
+    ahead = _total(reward, case, [image + step * way for image, way in images])
+    behind = _total(reward, case, [image - step * way for image, way in images])
+    return (ahead - behind) / (2 * step)
+
+
+def _dot(ones: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    return torch.stack([(one * other).sum() for one, other in zip(ones, others, strict=True)]).sum()
