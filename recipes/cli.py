@@ -1,0 +1,81 @@
+"""The console command `align`: one sub-command a recipe, each loaded only when it is called.
+
+The help texts stand here, so that `align --help` imports no recipe; a recipe's configuration is read and checked
+before the recipe itself (and torch with it) is imported.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A sub-command: where its settings and its `main` are, and its line in the help."""
+
+    module: str
+    settings: str
+    summary: str
+
+
+RECIPES = {
+    "generate": Recipe("generate", "GenerateConfig", "Make images for a file of prompts."),
+    "score": Recipe("score", "ScoreConfig", "Score a folder of images with one or more rewards."),
+    "filter-finetune": Recipe(
+        "filter_finetune",
+        "FilterFinetuneConfig",
+        "Generate, score, keep the best, fine-tune a LoRA on them, and compare it with the base model.",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `align` with `argv` (this process's arguments by default) and return the exit code."""
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    return _run(name, rest) if name in RECIPES else _overview([name, *rest])
+
+
+def _run(name: str, argv: Sequence[str]) -> int:
+    """Run one recipe."""
+    from recipes.configuration import run_command
+
+    recipe = RECIPES[name]
+
+    def load_and_run(config: object, /, *, dry_run: bool) -> None:
+        import_module(f"recipes.{recipe.module}").main(config, dry_run=dry_run)
+
+    model = getattr(import_module(f"recipes.configs.{recipe.module}"), recipe.settings)
+    return run_command(model, load_and_run, argv, name=f"align {name}")
+
+
+def _overview(argv: Sequence[str]) -> int:
+    """Answer what is not a recipe: the help, the version, or a name that nobody has."""
+    from cyclopts import App, CycloptsError
+
+    app = App(
+        name="align",
+        help="Better images and better text-to-image models from human feedback. `align NAME --help` tells more.",
+        help_format="plaintext",
+        version=_version,
+    )
+    for name, recipe in RECIPES.items():
+        app.command(App(name=name, help=recipe.summary))
+    try:
+        app(list(argv), exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        error.verbose = False
+        print(f"error: {error} See align --help.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _version() -> str:
+    """The installed version."""
+    from importlib.metadata import version
+
+    return version("align-diffusion")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""Make images for a file of prompts.
+
+    align generate --model sandbox --prompts prompts.txt --samples_per_prompt 4 --output_dir runs/base
+
+The folder is a Hugging Face imagefolder. A killed run is continued by the same command.
+"""
+
+from align.device import pick_device, pick_dtype, set_threads
+from align.families.load import load_model
+from align.generate import generate
+from align.log import Log
+from align.model import Sampling
+from recipes.configs.generate import GenerateConfig
+from recipes.configuration import launch
+from recipes.models import resolve_model
+from recipes.prompts import read_prompts
+from recipes.settings import as_yaml
+
+
+def main(config: GenerateConfig, *, dry_run: bool = False) -> None:
+    """Generate what the configuration asks for, or say how much that is."""
+    prompts = read_prompts(config.prompts)
+    path = resolve_model(config.model)
+    if dry_run:
+        images = len(prompts) * config.samples_per_prompt
+        print(f"{as_yaml(config)}plan: {len(prompts):,} prompts, {images:,} images, into {config.output_dir}")
+        return
+    set_threads()
+    device = pick_device(config.device)
+    model = load_model(path, device, pick_dtype(device), config.lora)
+    sampling = Sampling(config.num_inference_steps, config.guidance_scale, config.negative_prompt)
+    with Log(config.output_dir) as log:
+        generate(
+            model, prompts, config.samples_per_prompt, config.output_dir, config.seed, config.batch_size, sampling, log
+        )
+    if truncated := model.count_truncated(prompts):
+        print(f"{truncated} of {len(prompts)} prompts are longer than the model reads; their ends were not seen.")
+    print(f"{config.output_dir} holds {len(prompts) * config.samples_per_prompt:,} images.")
+
+
+if __name__ == "__main__":
+    launch(GenerateConfig, main)

@@ -1,0 +1,182 @@
+"""Score generated images, each reward into a file of its own.
+
+    align score runs/base --rewards sandbox-hps sandbox.gold:Gold
+
+Reads a folder of samples (or a run, which has them in `samples/`) and writes `scores/SLUG.parquet` into it: image_id,
+model, and a float32 column for each dimension. Images with scores are not scored again; a killed run loses one batch.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from align.device import pick_device, set_threads
+from align.log import Log
+from align.samples import SampleRow, SampleStore
+from align.state import atomic_path
+from recipes.configs.score import ScoreConfig
+from recipes.configuration import launch
+from recipes.settings import as_yaml
+from rewards.base import Reward
+from rewards.load import find_cards, group_specs, load_rewards, slug
+
+Scores = dict[tuple[str, str], list[float]]
+"""One score for each dimension, by image id and model fingerprint."""
+
+
+def main(config: ScoreConfig, *, dry_run: bool = False) -> None:
+    """Score a folder by every reward that is named, and print their means."""
+    folder, names = config.images, group_specs(config.rewards)
+    store = SampleStore(folder / "samples" if (folder / "samples").is_dir() else folder)
+    rows = store.rows()
+    for name, card in [pair for spec in names for pair in find_cards(spec)]:
+        print(f"{name}: {card.paper}; weights: {card.licence}")
+    if dry_run:
+        print(f"{as_yaml(config)}plan: {len(rows):,} images, {len(names)} rewards, into {folder / 'scores'}")
+        return
+    set_threads()
+    device = pick_device(config.device)
+    rewards = load_rewards(names, device)
+    with Log(folder) as log:
+        run(store, rewards, folder / "scores", config.batch_size, device, log)
+
+
+def run(
+    store: SampleStore, rewards: Mapping[str, Reward], folder: Path, batch_size: int, device: torch.device, log: Log
+) -> dict[str, Float[Tensor, "image dimension"]]:
+    """Score a store by each reward, print the summary, and return the scores by the rewards' names; see `score`."""
+    scores = {name: score(store, name, reward, folder, batch_size, device, log) for name, reward in rewards.items()}
+    print(summarise(scores, {name: reward.dimensions for name, reward in rewards.items()}))
+    return scores
+
+
+def score(
+    store: SampleStore,
+    name: str,
+    reward: Reward,
+    folder: Path,
+    batch_size: int,
+    device: torch.device,
+    log: Log,
+) -> Float[Tensor, "image dimension"]:
+    """Score a store's images by one reward into `folder/SLUG.parquet`, and return the scores in the store's order.
+
+    Batches are formed before anything is skipped, so a resumed run ends with the bits of one that was never stopped.
+
+    Arguments:
+        store: A complete store.
+        name: The reward's name on the command line; `rewards.load.slug` makes the file's name of it.
+        reward: What scores.
+        folder: For the file; scores of other images that it has are kept.
+        batch_size: Images scored at once.
+        device: Where the reward is.
+        log: Shows the progress, in images.
+
+    Raises:
+        ValueError: A score that is not finite or has another shape than promised, or a file with other dimensions.
+    """
+    rows = store.rows()
+    final, partial = folder / f"{slug(name)}.parquet", folder / f".{slug(name)}.jsonl"
+    before = _read_final(final, reward.dimensions)
+    scores = before | _read_partial(partial, reward.dimensions)
+    folder.mkdir(parents=True, exist_ok=True)
+    with partial.open("a", encoding="utf-8") as file, log.progress(len(rows), f"score {name}") as progress:
+        for batch in _batches(rows, batch_size):
+            if not all(_key(row) in scores for row in batch):
+                new = _score(store, batch, name, reward, device)
+                file.write(json.dumps([[*key, *values] for key, values in new.items()]) + "\n")
+                file.flush()
+                scores |= new
+            progress.update(len(batch))
+    if scores != before:
+        _write_final(final, scores, reward.dimensions)
+    partial.unlink()
+    return torch.tensor([scores[_key(row)] for row in rows])
+
+
+def summarise(scores: Mapping[str, Float[Tensor, "image _"]], dimensions: Mapping[str, Sequence[str]]) -> str:
+    """A table of the mean, the standard deviation and the number of scores of each reward and dimension."""
+    lines = [f"{'reward':<32} {'dimension':<14} {'mean':>9} {'sd':>9} {'n':>9}"]
+    for name, values in scores.items():
+        means, sds = values.double().mean(0).tolist(), values.double().std(0, correction=0).tolist()
+        lines += [
+            f"{name:<32} {dimension:<14} {mean:>9.4f} {sd:>9.4f} {len(values):>9,}"
+            for dimension, mean, sd in zip(dimensions[name], means, sds, strict=True)
+        ]
+    return "\n".join(lines)
+
+
+def _key(row: SampleRow) -> tuple[str, str]:
+    return row.image_id, row.model
+
+
+def _batches(rows: Sequence[SampleRow], batch_size: int) -> Iterator[Sequence[SampleRow]]:
+    return (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+
+
+def _score(store: SampleStore, rows: Sequence[SampleRow], name: str, reward: Reward, device: torch.device) -> Scores:
+    with torch.no_grad():
+        values = reward(store.load(rows).to(device), [row.text for row in rows]).float()
+    expected = (len(rows), len(reward.dimensions))
+    if tuple(values.shape) != expected:
+        raise ValueError(
+            f"{name} gave scores of shape {tuple(values.shape)} where (images, dimensions) are {expected}. Mend it."
+        )
+    for row, scores in zip(rows, values.tolist(), strict=True):
+        if not all(map(math.isfinite, scores)):
+            raise ValueError(
+                f"{name} gave {scores} for {row.path} ({row.text!r}); scores must be finite. Mend the reward or the "
+                "image and run the same command again: the scores so far are kept."
+            )
+    return dict(zip(map(_key, rows), values.tolist(), strict=True))
+
+
+def _read_partial(path: Path, dimensions: Sequence[str]) -> Scores:
+    """What a killed run had scored, batch by batch; a torn last line is cut off."""
+    if not path.exists():
+        return {}
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(whole)
+    rows = [row for line in whole.splitlines() for row in json.loads(line)]
+    if any(len(row) != 2 + len(dimensions) for row in rows):
+        raise ValueError(
+            f"{path}, which a stopped run left, has other dimensions than {list(dimensions)}. Delete it and run again."
+        )
+    return {(image_id, model): scores for image_id, model, *scores in rows}
+
+
+def _read_final(path: Path, dimensions: Sequence[str]) -> Scores:
+    if not path.exists():
+        return {}
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path} is damaged ({error}). Delete it and run again: it will be made anew.") from error
+    expected = ["image_id", "model", *dimensions]
+    if table.column_names != expected:
+        raise ValueError(
+            f"{path} has the columns {table.column_names} where {expected} belong. Move it away and run again."
+        )
+    return {(image_id, model): scores for image_id, model, *scores in zip(*table.to_pydict().values(), strict=True)}
+
+
+def _write_final(path: Path, scores: Scores, dimensions: Sequence[str]) -> None:
+    image_ids, models = zip(*scores, strict=True)
+    columns = [pa.array(column, pa.float32()) for column in zip(*scores.values(), strict=True)]
+    table = pa.table([pa.array(image_ids), pa.array(models), *columns], names=["image_id", "model", *dimensions])
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+if __name__ == "__main__":
+    launch(ScoreConfig, main)
