@@ -35,7 +35,7 @@ def _flush(path: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`; what is written there, a file or a folder, becomes `path` only on success."""
+    """Yield a temporary sibling of `path`; the file or folder written there becomes `path` only on success."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     _remove(temporary)
@@ -61,12 +61,14 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}). Restore the file, or delete it and run again.") from error
+        raise ValueError(
+            f"{path} is not valid JSON ({error}). Restore the file, or delete it and run again."
+        ) from error
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that changes while training, named once: the trainable parameters, the optimizer, their average, the step.
+    """Everything that changes while training, named once: trainable parameters, optimizer, average, and the step.
 
     The learning rate, the batches and the noise are functions of the step and the seed, so they need no state.
     """

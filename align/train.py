@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
@@ -52,9 +53,9 @@ def train(
     log: Log,
     accelerator: Accelerator,
 ) -> None:
-    """Train the parameters of `module` that require gradients, in place; continue from the newest checkpoint in `folder`.
+    """Train the parameters of `module` that require gradients, in place, on from the newest checkpoint in `folder`.
 
-    With `ema_decay` above zero the module ends with the exponential average of its weights, otherwise with the last ones.
+    With `ema_decay` above zero the module ends with the exponential average of its weights, else with the last ones.
 
     Raises:
         ValueError: The loss is not finite; the last checkpoint is kept, and the message says where.
@@ -85,8 +86,11 @@ def train(
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """A CPU generator that belongs to one step of one run; steps of different seeds never share one."""
-    return torch.Generator().manual_seed((seed << 32) + step)
+    """A CPU generator that belongs to one step of one run.
+
+    Seed and step are hashed together, since torch's CPU generator reads no more than 32 bits of its seed.
+    """
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
 
 
 def _adamw(parameters: list[nn.Parameter], settings: TrainSettings) -> torch.optim.AdamW:
@@ -138,8 +142,8 @@ def _update(
 def _check_finite(loss: Tensor, step: int, folder: Path) -> None:
     if not torch.isfinite(loss):
         raise ValueError(
-            f"The loss is {loss.item()} at step {step + 1}; it must be finite. The last good checkpoint is kept in {folder}. "
-            "Lower the learning rate (or train in float32) and run again."
+            f"The loss is {loss.item()} at step {step + 1}; it must be finite. The last good checkpoint "
+            f"is kept in {folder}. Lower the learning rate (or train in float32) and run again."
         )
 
 

@@ -2,8 +2,8 @@
 
     accelerate launch recipes/filter_finetune.py --config recipes/configs/filter_finetune/sandbox.yaml
 
-generate N candidates a prompt -> score -> keep the best above a threshold -> fine-tune a LoRA on them -> compare with the
-base model on held-out prompts, seed by seed -> report. Every phase continues where it was stopped.
+generate N candidates a prompt -> score -> keep the best above a threshold -> fine-tune a LoRA on them -> compare with
+the base model on held-out prompts, seed by seed -> report. Every phase continues where it was stopped.
 
 Departures from the paper:
 1. Any reward, or weighted sum of rewards, selects; the paper filters by its own plausibility score.
@@ -15,44 +15,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
-from jaxtyping import Float
-from torch import Tensor
 
-from align import lora
 from align.device import pick_device, pick_dtype, set_threads
-from align.evaluate import RecoveredGap, Row, compare, recovered_gap
 from align.families.load import load_model
 from align.finetune import LoraTraining, train_lora
-from align.generate import generate
 from align.log import Log
+from align.lora import load_lora
 from align.model import Sampling, TextToImage
-from align.samples import SampleRow, SampleStore, export_imagefolder
+from align.samples import SampleRow, export_imagefolder
 from align.select import Selection, best_of_n, quantile_threshold
 from align.state import write_json
 from align.train import TrainSettings
 from recipes.configs.filter_finetune import FilterFinetuneConfig
 from recipes.configuration import launch
 from recipes.filter_report import report
+from recipes.judge import Judged, compare_all, judge
 from recipes.models import resolve_model
 from recipes.prompts import read_prompts
+from recipes.reward_names import announce, selecting, selector_and_holdouts
 from recipes.run_folder import run_folder
-from recipes.score import run as score_all
 from recipes.settings import as_yaml
 from rewards.base import Reward
-from rewards.load import find_cards, group_specs, load_rewards
-
-Scores = Mapping[str, Float[Tensor, "image dimension"]]
-"""Scores of a store's images, by the name of the reward."""
+from rewards.load import load_reward
 
 
 def main(config: FilterFinetuneConfig, *, dry_run: bool = False) -> None:
     """Build the model and the rewards, and run; or say what would be run."""
     prompts, held_out = read_prompts(config.train_prompts), read_prompts(config.validation_prompts)
-    specs = group_specs(config.rewards + [spec for spec in config.holdout_rewards if spec not in config.rewards])
-    for name, card in [pair for spec in specs for pair in find_cards(spec)]:
-        print(f"{name}: {card.paper}; weights: {card.licence}")
+    names = selector_and_holdouts(config.rewards, config.holdout_rewards)
+    announce(names)
     path = resolve_model(config.pretrained_model_name_or_path)
     if dry_run:
         print(as_yaml(config) + plan(config, len(prompts), len(held_out)))
@@ -60,9 +52,11 @@ def main(config: FilterFinetuneConfig, *, dry_run: bool = False) -> None:
     threads, device = set_threads(), pick_device(config.device)
     accelerator = Accelerator(mixed_precision=config.train.mixed_precision, cpu=device.type == "cpu")
     if accelerator.num_processes > 1:
-        raise ValueError(f"{accelerator.num_processes} processes were launched; this recipe runs in one. Use --num_processes 1.")
+        raise ValueError(
+            f"{accelerator.num_processes} processes were launched; this recipe runs in one. Use --num_processes 1."
+        )
     model = load_model(path, device, pick_dtype(device, config.train.mixed_precision))
-    rewards = load_rewards(specs, device)
+    rewards = {name: load_reward(name, device) for name in names}
     with run_folder(config.output_dir, config, str(device), threads, accelerator.num_processes) as folder:
         run(config, model, rewards, prompts, held_out, folder, accelerator)
 
@@ -73,7 +67,8 @@ def plan(config: FilterFinetuneConfig, prompts: int, held_out: int) -> str:
     pairs = held_out * config.evaluate.samples_per_prompt
     return (
         f"plan: {candidates:,} candidates of {prompts:,} prompts; {config.train.max_train_steps:,} training steps of "
-        f"{config.train.train_batch_size}; {2 * pairs:,} images of {held_out:,} held-out prompts; into {config.output_dir}"
+        f"{config.train.train_batch_size}; {2 * pairs:,} images of {held_out:,} held-out prompts; into "
+        f"{config.output_dir}"
     )
 
 
@@ -87,52 +82,50 @@ def run(
     accelerator: Accelerator,
 ) -> None:
     """All phases, on built objects; `rewards` are the selecting one, first, and the hold-outs."""
-    selector = selecting(rewards)
-    trackers = [name for name in config.report_to if name != "none"]
-    with Log(folder, trackers, folder.name, config.model_dump(mode="json")) as log:
-        sampling = Sampling(**config.sampling.model_dump(exclude={"batch_size"}))
-        batch_size, n = config.sampling.batch_size, config.samples_per_prompt
-        candidates = generate(model, prompts, n, folder / "samples", config.seed, batch_size, sampling, log, "candidates")
-        scores = score_all(candidates, {selector: rewards[selector]}, folder / "scores", config.evaluate.batch_size, model.device, log)
-        selection = select(config, candidates, scores[selector].reshape(-1, n), selector, folder / "selected")
-        train_lora(model, candidates, selected_rows(candidates, selection, n), lora_training(config), folder, log, accelerator)
-        base, base_scores = judge(config, model, rewards, held_out, folder / "evaluation" / "base", log)
-        lora.load_lora(model, folder / "lora")
-        tuned, tuned_scores = judge(config, model, rewards, held_out, folder / "evaluation" / "tuned", log)
-        rows, gap = evaluate(config, rewards, selector, base_scores, tuned_scores, folder / "evaluation" / "result.json")
+    selector, n, trackers = selecting(rewards), config.samples_per_prompt, set(config.report_to) - {"none"}
+    sampling = Sampling(**config.sampling.model_dump(exclude={"batch_size"}))
+    sizes = config.sampling.batch_size, config.evaluate.batch_size
+    with Log(folder, sorted(trackers), folder.name, config.model_dump(mode="json")) as log:
+
+        def judged(texts: Sequence[str], names: Sequence[str], n: int, place: Path, seed: int) -> Judged:
+            judges = {name: rewards[name] for name in names}
+            return judge(model, judges, texts, n, place, seed, sizes, sampling, log)
+
+        candidates = judged(prompts, [selector], n, folder, config.seed)
+        selection = select(config, candidates, selector, folder / "selected")
+        rows = selected_rows(candidates, selection)
+        train_lora(model, candidates.store, rows, lora_training(config), folder, log, accelerator)
+        # the hold-outs come first: the headline is what one of them says
+        names = sorted(rewards, key=lambda name: name == selector)
+        samples, place = config.evaluate.samples_per_prompt, folder / "evaluation"
+        base = judged(held_out, names, samples, place / "base", config.seed + 1)
+        load_lora(model, folder / "lora")
+        tuned = judged(held_out, names, samples, place / "tuned", config.seed + 1)
+        result = compare_all(base, tuned, {name: rewards[name].dimensions for name in names}, config.seed)
+        write_json(place / "result.json", [asdict(row) for row in result])
         truncated = model.count_truncated([*prompts, *held_out])
-        report(config, folder, (base, tuned), (base_scores, tuned_scores), rows, gap, selection, scores[selector], truncated, log)
+        report(config, folder, candidates, selection, base, tuned, result, truncated, log)
 
 
-def selecting(rewards: Mapping[str, Reward]) -> str:
-    """The name of the reward that selects: the first, which must give one number an image."""
-    name = next(iter(rewards))
-    if len(rewards[name].dimensions) > 1:
-        choices = " or ".join(f"{name}.{dimension}" for dimension in rewards[name].dimensions)
-        raise ValueError(f"{name} gives several scores and one must select. Use {choices}, or weights (NAME=WEIGHT).")
-    return name
-
-
-def select(
-    config: FilterFinetuneConfig,
-    store: SampleStore,
-    scores: Float[Tensor, "prompt n"],
-    name: str,
-    folder: Path,
-) -> Selection:
+def select(config: FilterFinetuneConfig, candidates: Judged, selector: str, folder: Path) -> Selection:
     """Keep the best candidates of each prompt and copy them to an imagefolder."""
-    threshold = config.select.threshold
+    scores, threshold = candidates.first(selector), config.select.threshold
     if config.select.threshold_quantile is not None:
         threshold = quantile_threshold(scores, config.select.threshold_quantile)
     selection = best_of_n(scores, config.select.per_prompt, threshold)
-    rows = selected_rows(store, selection, scores.shape[1])
-    export_imagefolder(rows, {name: [scores[index].item() for index in selection.kept]}, folder)
-    at = "" if threshold is None else f" at the threshold {threshold:.4g}"
-    print(
-        f"selected {len(rows):,} of {scores.numel():,} candidates; {selection.prompts_below_threshold} of "
-        f"{selection.prompts} prompts dropped, having no candidate above{at or ' a threshold (there is none)'}"
-    )
+    columns = {selector: [scores[index].item() for index in selection.kept]}
+    export_imagefolder(selected_rows(candidates, selection), columns, folder)
+    print(f"selected {len(selection.kept):,} of {scores.numel():,} candidates")
+    if threshold is not None:
+        dropped = f"{selection.prompts_below_threshold} of {selection.prompts} prompts"
+        print(f"{dropped} dropped: none of their candidates reaches the threshold {threshold:.4g}")
     return selection
+
+
+def selected_rows(candidates: Judged, selection: Selection) -> list[SampleRow]:
+    """The rows of the kept candidates, in the order of the selection."""
+    rows = candidates.store.rows()
+    return [rows[prompt * candidates.n + sample] for prompt, sample in selection.kept]
 
 
 def lora_training(config: FilterFinetuneConfig) -> LoraTraining:
@@ -144,49 +137,6 @@ def lora_training(config: FilterFinetuneConfig) -> LoraTraining:
         proportion_empty_prompts=config.train.proportion_empty_prompts,
         loop=TrainSettings(**loop, seed=config.seed),
     )
-
-
-def selected_rows(store: SampleStore, selection: Selection, n: int) -> list[SampleRow]:
-    """The rows of the kept candidates, in the order of the selection."""
-    rows = store.rows()
-    return [rows[prompt * n + sample] for prompt, sample in selection.kept]
-
-
-def judge(
-    config: FilterFinetuneConfig,
-    model: TextToImage,
-    rewards: Mapping[str, Reward],
-    prompts: Sequence[str],
-    folder: Path,
-    log: Log,
-) -> tuple[SampleStore, Scores]:
-    """Images of held-out prompts, by seeds that depend on prompt and number alone, and their scores by every reward."""
-    sampling = Sampling(**config.sampling.model_dump(exclude={"batch_size"}))
-    n, what = config.evaluate.samples_per_prompt, f"evaluate {folder.name}"
-    store = generate(model, prompts, n, folder / "samples", config.seed + 1, config.sampling.batch_size, sampling, log, what)
-    return store, score_all(store, rewards, folder / "scores", config.evaluate.batch_size, model.device, log)
-
-
-def evaluate(
-    config: FilterFinetuneConfig,
-    rewards: Mapping[str, Reward],
-    selector: str,
-    base: Scores,
-    tuned: Scores,
-    path: Path,
-) -> tuple[list[Row], RecoveredGap]:
-    """Compare every score seed by seed; the first hold-out's first score is the headline, and the judge of the gap."""
-    n = config.evaluate.samples_per_prompt
-    groups = torch.arange(len(base[selector])) // n
-    order = sorted(rewards, key=lambda name: name == selector)
-    rows = [
-        compare(name, dimension, base[name][:, column], tuned[name][:, column], groups, config.seed)
-        for name in order
-        for column, dimension in enumerate(rewards[name].dimensions)
-    ]
-    write_json(path, [asdict(row) for row in rows])
-    judged = [scores[order[0]][:, 0].reshape(-1, n) for scores in (base, tuned)]
-    return rows, recovered_gap(judged[0], base[selector].reshape(-1, n), judged[1], config.seed)
 
 
 if __name__ == "__main__":

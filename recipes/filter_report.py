@@ -1,50 +1,50 @@
 """The page of a filter_finetune run: headline, before and after, what N buys, what was selected, how training went."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from align.evaluate import RecoveredGap, Row
 from align.log import Log, read_metrics
 from align.report.page import Curve, Histogram, Pair, Report, write_report
-from align.samples import SampleStore
 from align.select import Selection, expected_best_of_k
 from recipes.configs.filter_finetune import FilterFinetuneConfig
+from recipes.judge import Judged, recovered
 from recipes.settings import leaf_fields
 
-Scores = Mapping[str, Float[Tensor, "image dimension"]]
 PAIRS = 32
 
 
 def report(
     config: FilterFinetuneConfig,
     folder: Path,
-    stores: tuple[SampleStore, SampleStore],
-    scores: tuple[Scores, Scores],
-    rows: Sequence[Row],
-    gap: RecoveredGap,
+    candidates: Judged,
     selection: Selection,
-    candidates: Float[Tensor, "candidate 1"],
+    base: Judged,
+    tuned: Judged,
+    rows: Sequence[Row],
     truncated: int,
     log: Log,
 ) -> Path:
-    """Write `folder/report.html`, mirror its pictures to the trackers, and print the table."""
-    headline = rows[0].reward
-    pairs = before_and_after(stores, tuple(score[headline][:, 0] for score in scores))
+    """Write `folder/report.html`, mirror its pictures to the trackers, and print the table.
+
+    The first row is the headline, the last one is of the reward that selected.
+    """
+    headline, selector = rows[0].reward, rows[-1].reward
+    gap = recovered(base, tuned, selector, headline, config.seed)
+    pairs = before_and_after(base, tuned, headline)
     page = Report(
-        title=f"Best-of-{config.samples_per_prompt} fine-tuning of {config.pretrained_model_name_or_path}",
+        title=f"Best-of-{candidates.n} fine-tuning of {config.pretrained_model_name_or_path}",
         rows=rows,
         pairs=pairs,
         settings=flat(config),
-        selected_by=[rows[-1].reward],
+        selected_by=[selector],
         recovered=gap,
-        curves=[curve(rows[-1], scores, headline, config.evaluate.samples_per_prompt)],
+        curves=[curve(base, tuned, selector, headline)],
         selection=selection,
-        candidates=len(candidates),
-        histograms=[histogram(rows[-1].reward, candidates, selection, config.samples_per_prompt)],
+        candidates=candidates.first(selector).numel(),
+        histograms=[histogram(candidates, selection, selector)],
         truncated_prompts=truncated,
         losses=[(row["step"], row["loss"]) for row in read_metrics(folder) if row["phase"] == "train"],
     )
@@ -54,29 +54,30 @@ def report(
     return path
 
 
-def before_and_after(stores: tuple[SampleStore, SampleStore], scores: tuple[Tensor, ...]) -> list[Pair]:
-    """The first samples of the first held-out prompts: the choice does not look at the scores."""
-    before, after = (store.rows() for store in stores)
-    chosen = [index for index, row in enumerate(before) if row.sample_index == 0][:PAIRS]
-    images = [store.load([rows[i] for i in chosen]) for store, rows in zip(stores, (before, after), strict=True)]
+def before_and_after(base: Judged, tuned: Judged, headline: str) -> list[Pair]:
+    """The first sample of the first held-out prompts: the choice does not look at the scores."""
+    before, after = base.store.rows()[:: base.n][:PAIRS], tuned.store.rows()[:: tuned.n][:PAIRS]
+    scores = base.first(headline)[:, 0].tolist(), tuned.first(headline)[:, 0].tolist()
+    images = base.store.load(before), tuned.store.load(after)
     return [
-        Pair(before[i].text, before[i].seed, base, tuned, scores[0][i].item(), scores[1][i].item())
-        for i, base, tuned in zip(chosen, *images, strict=True)
+        Pair(row.text, row.seed, *pictures, *values)
+        for row, pictures, values in zip(
+            before, zip(*images, strict=True), zip(*(part[:PAIRS] for part in scores), strict=True), strict=True
+        )
     ]
 
 
-def curve(selector: Row, scores: tuple[Scores, Scores], headline: str, n: int) -> Curve:
+def curve(base: Judged, tuned: Judged, selector: str, headline: str) -> Curve:
     """What the base model's best of k, chosen by the selecting reward, is worth to the headline's judge."""
-    base, tuned = (score[headline][:, 0].reshape(-1, n) for score in scores)
-    means = expected_best_of_k(scores[0][selector.reward].reshape(-1, n), judge=base)
-    return Curve(f"{headline}, best of k by {selector.reward}", means.tolist(), tuned.mean().item())
+    means = expected_best_of_k(base.first(selector), judge=base.first(headline))
+    return Curve(f"{headline}, best of k by {selector}", means.tolist(), tuned.first(headline).mean().item())
 
 
-def histogram(name: str, candidates: Float[Tensor, "candidate 1"], selection: Selection, n: int) -> Histogram:
+def histogram(candidates: Judged, selection: Selection, selector: str) -> Histogram:
     """Scores of all candidates and of the selected ones."""
-    values = candidates[:, 0]
-    selected = [values[prompt * n + sample].item() for prompt, sample in selection.kept]
-    return Histogram(name, values.tolist(), selected, selection.threshold)
+    scores = candidates.first(selector)
+    selected = [scores[index].item() for index in selection.kept]
+    return Histogram(selector, scores.flatten().tolist(), selected, selection.threshold)
 
 
 def flat(config: FilterFinetuneConfig) -> dict[str, object]:

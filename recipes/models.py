@@ -20,6 +20,7 @@ def resolve_model(name: str) -> str:
         near = difflib.get_close_matches(name, SHIPPED, 1, cutoff=0.4)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(
-            f"The model {name!r} is neither a folder nor a repository id like owner/name; {', '.join(SHIPPED)} ships.{hint}"
+            f"The model {name!r} is neither a folder nor a repository id like owner/name, nor one that ships "
+            f"({', '.join(SHIPPED)}).{hint}"
         )
     return name

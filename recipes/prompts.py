@@ -13,7 +13,9 @@ def read_prompts(path: Path) -> list[str]:
     if not path.is_file():
         raise ValueError(f"The prompt file {path} does not exist. Give a .txt file with one prompt a line.")
     if path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"The prompt file {path} must end in .txt (one prompt a line) or .jsonl (a `text` in each line).")
+        raise ValueError(
+            f"The prompt file {path} must end in .txt (one prompt a line) or .jsonl (a `text` in each line)."
+        )
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
@@ -29,7 +31,9 @@ def _text(path: Path, number: int, line: str) -> str:
     try:
         text = json.loads(line)["text"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f'{path}, line {number}: expected an object with "text", such as {{"text": "a cat"}}.') from error
+        raise ValueError(
+            f'{path}, line {number}: expected an object with "text", such as {{"text": "a cat"}}.'
+        ) from error
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f'{path}, line {number}: "text" must be a prompt, got {text!r}.')
     return text.strip()

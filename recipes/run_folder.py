@@ -27,7 +27,9 @@ def run_folder(folder: Path, config: Settings, device: str, threads: int, proces
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ValueError(f"Another process works on {folder}. Wait for it, or choose another output_dir.") from error
+            raise ValueError(
+                f"Another process works on {folder}. Wait for it, or choose another output_dir."
+            ) from error
         _claim(folder / "config.yaml", as_yaml(config))
         write_json(folder / "environment.json", environment(device, threads, processes))
         yield folder

@@ -23,9 +23,10 @@ from align.samples import SampleRow, SampleStore
 from align.state import atomic_path
 from recipes.configs.score import ScoreConfig
 from recipes.configuration import launch
+from recipes.reward_names import announce
 from recipes.settings import as_yaml
 from rewards.base import Reward
-from rewards.load import find_cards, group_specs, load_rewards, slug
+from rewards.load import group_specs, load_rewards, slug
 
 Scores = dict[tuple[str, str], list[float]]
 """One score for each dimension, by image id and model fingerprint."""
@@ -36,8 +37,7 @@ def main(config: ScoreConfig, *, dry_run: bool = False) -> None:
     folder, names = config.images, group_specs(config.rewards)
     store = SampleStore(folder / "samples" if (folder / "samples").is_dir() else folder)
     rows = store.rows()
-    for name, card in [pair for spec in names for pair in find_cards(spec)]:
-        print(f"{name}: {card.paper}; weights: {card.licence}")
+    announce(names)
     if dry_run:
         print(f"{as_yaml(config)}plan: {len(rows):,} images, {len(names)} rewards, into {folder / 'scores'}")
         return
@@ -103,11 +103,12 @@ def score(
 
 def summarise(scores: Mapping[str, Float[Tensor, "image _"]], dimensions: Mapping[str, Sequence[str]]) -> str:
     """A table of the mean, the standard deviation and the number of scores of each reward and dimension."""
-    lines = [f"{'reward':<32} {'dimension':<14} {'mean':>9} {'sd':>9} {'n':>9}"]
+    width = max(map(len, ["reward", *scores]))
+    lines = [f"{'reward':<{width}} {'dimension':<14} {'mean':>9} {'sd':>9} {'n':>9}"]
     for name, values in scores.items():
         means, sds = values.double().mean(0).tolist(), values.double().std(0, correction=0).tolist()
         lines += [
-            f"{name:<32} {dimension:<14} {mean:>9.4f} {sd:>9.4f} {len(values):>9,}"
+            f"{name:<{width}} {dimension:<14} {mean:>9.4f} {sd:>9.4f} {len(values):>9,}"
             for dimension, mean, sd in zip(dimensions[name], means, sds, strict=True)
         ]
     return "\n".join(lines)

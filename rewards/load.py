@@ -63,6 +63,7 @@ def load_reward(spec: str, device: torch.device) -> Reward:
     words = spec.split()
     if not words:
         raise ValueError("An empty reward name came; name one, such as sandbox-hps.")
+    find_cards(spec)  # so that a mistake in the last name does not wait for the first one's weights
     if len(words) == 1 and "=" not in spec:
         return _load_one(words[0], device)
     return Weighted([(_load_one(name, device), weight) for name, weight in map(_parse_weight, words)])
@@ -71,6 +72,7 @@ def load_reward(spec: str, device: torch.device) -> Reward:
 def load_rewards(specs: Sequence[str], device: torch.device) -> dict[str, Reward]:
     """Load what follows `--rewards`: rewards by their names or, where these have weights, their weighted sum."""
     names = group_specs(specs)
+    find_cards(" ".join(names))
     return {name: load_reward(name, device) for name in names}
 
 

@@ -14,7 +14,7 @@ from sandbox.measure import Gold
 
 @dataclass(frozen=True)
 class Annotator:
-    """One person: how much each score counts for them, and the standard deviation of their error on the weighted mean."""
+    """One person: how much each score counts for them, and the standard deviation of their error on the mean."""
 
     alignment: float
     plausibility: float

@@ -1,4 +1,4 @@
-"""Flaws of a picture with a known mask, mirroring what annotators of real generations mark (RichHF-18K, arXiv 2312.10240).
+"""Flaws of a picture with a known mask, mirroring what people mark in real generations (RichHF-18K, arXiv 2312.10240).
 
 Each flaw lowers one score: plausibility, alignment or aesthetics. The caption stays that of the scene without the flaw.
 """

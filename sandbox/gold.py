@@ -12,7 +12,7 @@ from sandbox.measure import measure
 
 
 class Gold(Reward):
-    """What `sandbox.measure` reads from pictures of 64 x 64 pixels, all scores in [0, 1]; captions of the grammar only."""
+    """What `sandbox.measure` reads from pictures of 64 x 64 pixels, in [0, 1]; captions of the grammar only."""
 
     dimensions = ("overall", "plausibility", "alignment", "aesthetics")
     differentiable = False

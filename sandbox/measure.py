@@ -1,7 +1,7 @@
 """The gold truth: read any picture of the sandbox with classical vision, and judge it against its caption.
 
-Analysis by synthesis. Backgrounds are achromatic and the six object colours lie 60 degrees apart in the chroma plane, so
-the chroma of a pixel tells the colour of its object (angle) and how much of the pixel it covers (length), even where
+Analysis by synthesis. Backgrounds are achromatic and the six object colours lie 60 degrees apart in the chroma plane,
+so the chroma of a pixel tells the colour of its object (angle) and how much of the pixel it covers (length), even where
 edges are soft. Each connected region of one colour is fitted with the four outlines; the found objects are drawn again,
 and what the drawing does not explain is implausible.
 """
@@ -61,7 +61,7 @@ _UNIT_AREAS = {"circle": np.pi * CIRCLE_RADIUS**2} | {
 
 @dataclass(frozen=True)
 class Found:
-    """An object read from a picture: what it is, how well the outline fits (IoU), how strong its colour is (1 = full)."""
+    """An object read from a picture: what it is, how well its outline fits (IoU), how strong its colour is."""
 
     thing: Thing
     iou: float
@@ -170,7 +170,8 @@ def _fit(cover: Map, colour: str) -> list[Found]:
         return []
     y, x = ((cover * axis).sum() / area for axis in np.mgrid[0:SIZE_PX, 0:SIZE_PX] + 0.5)
     starts = {shape: np.array([x, y, np.sqrt(area / _UNIT_AREAS[shape])]) for shape in SHAPES}
-    fits = {shape: _refine(cover, shape, start) for shape, start in starts.items()}
+    likely = sorted(SHAPES, key=lambda name: _resemblance(cover, name, starts[name]))[-2:]
+    fits = {shape: _refine(cover, shape, starts[shape]) for shape in likely}
     shape = max(fits, key=lambda name: _resemblance(cover, name, fits[name]))
     place = fits[shape]
     iou = _resemblance(cover, shape, place, missing=1.0)
@@ -187,9 +188,9 @@ def _resemblance(cover: Map, shape: str, place: NDArray[np.float64], missing: fl
     A piece missing from an object weighs less than colour outside its outline, so an object that was bitten is fitted
     with the outline that it had.
     """
-    outline = coverage(shape, *place)
+    outline = coverage(shape, *(float(value) for value in place))
     both = float(np.minimum(cover, outline).sum())
-    return both / (both + float(cover.sum()) - both + missing * (float(outline.sum()) - both))
+    return both / (float(cover.sum()) + missing * (float(outline.sum()) - both))
 
 
 def _refine(cover: Map, shape: str, place: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -304,12 +305,15 @@ class Match:
         facts = [fact for i in range(len(self.spec.kinds)) for fact in self.kind_facts(i).items()]
         facts += self.scene_facts().items()
         total = sum(FACT_WEIGHTS[name] for name, _ in facts)
-        return sum(FACT_WEIGHTS[name] for name, true in facts if true) / total
+        return float(sum(FACT_WEIGHTS[name] for name, true in facts if true)) / total
 
     def heatmap(self) -> Map:
-        """Where the picture contradicts the caption: wrong or surplus objects, both ends of a wrong relation, the background."""
+        """Where the picture contradicts the caption: wrong or surplus objects, ends of a wrong relation, background."""
         facts = self.scene_facts()
-        covers = [(one, coverage(one.thing.kind.shape, one.thing.x, one.thing.y, one.thing.radius)) for one in self.reading.found]
+        covers = [
+            (one, coverage(one.thing.kind.shape, one.thing.x, one.thing.y, one.thing.radius))
+            for one in self.reading.found
+        ]
         wrong = [cover for one, cover in covers if self._is_wrong(one, facts)]
         if not facts["background"]:
             wrong.append(1 - np.max([np.zeros((SIZE_PX, SIZE_PX)), *(cover for _, cover in covers)], axis=0))
@@ -336,7 +340,8 @@ class Match:
 
 
 def _agreement(wanted: Kind, seen: Kind) -> float:
-    return sum(FACT_WEIGHTS[name] for name in ("size", "colour", "shape") if getattr(wanted, name) == getattr(seen, name))
+    same = [name for name in ("size", "colour", "shape") if getattr(wanted, name) == getattr(seen, name)]
+    return float(sum(FACT_WEIGHTS[name] for name in same))
 
 
 def _order_value(spec: Spec, found: Sequence[Found]) -> NDArray[np.float64]:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 Image = NDArray[np.float64]
 """RGB image of shape (64, 64, 3), values in [0, 1]."""
 
-Point = Sequence[float] | NDArray[np.float64]
-"""Coordinates (x, y) in pixels, y downwards."""
+Numbers = Sequence[float] | NDArray[np.float64]
+"""Coordinates (x, y) in pixels, y downwards, or an RGB colour."""
 
 SIZE_PX = 64
 COLOURS: dict[str, tuple[float, float, float]] = {
@@ -173,6 +173,14 @@ def sample_spec(generator: np.random.Generator, split: Split) -> Spec:
             return spec
 
 
+def sample_captions(generator: np.random.Generator, split: Split, count: int) -> list[str]:
+    """`count` different captions of a split, in the proportions of `sample_spec`."""
+    texts: dict[str, None] = {}
+    while len(texts) < count:
+        texts[caption(sample_spec(generator, split))] = None
+    return list(texts)
+
+
 def _random_spec(generator: np.random.Generator) -> Spec:
     background = str(generator.choice(list(BACKGROUNDS)))
     first, second = random_kind(generator), random_kind(generator)
@@ -202,7 +210,9 @@ def lay_out(spec: Spec, generator: np.random.Generator) -> Scene:
         if good:
             # of several layouts the most central one: pictures are composed, not scattered
             place = min(good, key=lambda p: float(np.abs(p.mean(1) - SIZE_PX / 2).max()))
-            things = (Thing(k, float(x), float(y), float(r)) for k, (x, y), r in zip(spec.kinds, place.T, radii, strict=True))
+            things = (
+                Thing(k, float(x), float(y), float(r)) for k, (x, y), r in zip(spec.kinds, place.T, radii, strict=True)
+            )
             return Scene(spec, tuple(things))
 
 
@@ -213,14 +223,15 @@ def _fits(place: NDArray[np.float64], radii: NDArray[np.float64], relation: str 
     return relation is None or holds(relation, place[:, 0], place[:, 1], margin_px=8.0)
 
 
-def holds(relation: str, first: Point, second: Point, margin_px: float = 0.0) -> bool:
-    """Whether `first` is (left of, right of, above, below) `second`, as the main direction between the centres (x, y)."""
+def holds(relation: str, first: Numbers, second: Numbers, margin_px: float = 0.0) -> bool:
+    """Whether `first` is left of (right of, above, below) `second`, by the main direction between the two centres."""
     dx, dy = float(second[0] - first[0]), float(second[1] - first[1])
     along, across = {"left of": (dx, dy), "right of": (-dx, dy), "above": (dy, dx), "below": (-dy, dx)}[relation]
     return along > abs(across) + margin_px
 
 
 # --- renderer -------------------------------------------------------------------------------------------------------
+
 
 def _polygon(corners: int, inner: float = 1.0) -> NDArray[np.float64]:
     """Corners (x, y) of a regular polygon or, with `inner` below one, of a star, first corner on top, radius one."""
@@ -236,7 +247,9 @@ OUTLINES: dict[str, NDArray[np.float64]] = {
 }
 
 
-def polygon_distance(points: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+def polygon_distance(
+    points: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Signed distance in pixels from each (x, y) to a closed polygon, negative inside."""
     squared = np.full(x.shape, np.inf)
     inside = np.zeros(x.shape, dtype=bool)
@@ -268,7 +281,7 @@ def _window(centre: float, radius: float) -> slice:
     return slice(max(low, 0), max(min(high, SIZE_PX), 0))
 
 
-def paint(image: Image, cover: NDArray[np.float64], colour: Sequence[float]) -> Image:
+def paint(image: Image, cover: NDArray[np.float64], colour: Numbers) -> Image:
     """Lay a colour over an image where `cover` says so."""
     return image + cover[..., None] * (np.asarray(colour) - image)
 
@@ -284,4 +297,3 @@ def render(scene: Scene) -> Image:
     for thing in scene.things:
         image = paint(image, coverage(thing.kind.shape, thing.x, thing.y, thing.radius), COLOURS[thing.kind.colour])
     return image
-

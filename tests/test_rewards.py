@@ -17,9 +17,12 @@ from rewards.clip import ClipScore
 from rewards.combine import Dimension, Normalised, Weighted
 from rewards.hps import HPS
 from rewards.load import load_cards
+from sandbox.gold import Gold
 from tests.rewards.tiny_clip import save_tiny_clip
 
 CPU = torch.device("cpu")
+RED_STAR = "a large red star on a white background"
+BLUE_CIRCLES = "three small blue circles on a grey background"
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ CASES = {
     "Normalised": Case(lambda folder, dtype: Normalised(Both(folder, dtype), mean=[0.2, 0.1], sd=[0.5, 0.3])),
     "Weighted": Case(_weighted),
     "docs": Case(_from_the_docs),
+    "Gold": Case(lambda folder, dtype: Gold(CPU), (RED_STAR, BLUE_CIRCLES, RED_STAR), ((64, 64),) * 3),
     **{name: _card(name) for name in load_cards()},
 }
 

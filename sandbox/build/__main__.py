@@ -27,7 +27,7 @@ from sandbox.build import autoencoder, clip, denoiser, hps
 from sandbox.build.card import write_card
 from sandbox.build.pictures import draw_pictures
 from sandbox.weights import NAMES, WEIGHTS
-from sandbox.world import captions
+from sandbox.world import sample_captions
 
 SCRATCH = Path(__file__).parents[1] / ".build"
 STEPS = {"autoencoder": 2400, "clip": 1500, "denoiser": 4500, "rendered": 1000, "generated": 400}
@@ -123,21 +123,20 @@ def _rendered(folder: Path, seed: int) -> tuple[str, hps.Choices, int]:
 
 
 def _generated(folder: Path, seed: int, device: torch.device) -> tuple[str, hps.Choices, int]:
-    texts = _some(captions("train"), GROUPS["generated"], seed)
-    data = hps.generate_choices(folder / "generated", load_model(str(WEIGHTS / "sd"), device, torch.float32), texts, seed)
+    texts = sample_captions(np.random.default_rng(seed), "train", GROUPS["generated"])
+    data = hps.generate_choices(
+        folder / "generated", load_model(str(WEIGHTS / "sd"), device, torch.float32), texts, seed
+    )
     return "generated", data, STEPS["generated"]
 
 
 def _accuracy(model: CLIP, folder: Path, seed: int, device: torch.device) -> float:
     sd = load_model(str(WEIGHTS / "sd"), device, torch.float32)
-    data = hps.generate_choices(folder / "held-out", sd, _some(captions("dev"), GROUPS["held out"], seed), seed + 100)
+    texts = sample_captions(np.random.default_rng(seed), "dev", GROUPS["held out"])
+    data = hps.generate_choices(folder / "held-out", sd, texts, seed + 100)
     chosen = torch.from_numpy(data.chosen)
     cosines = hps.group_cosines(model, data)
     return float(np.mean([choice_accuracy(cosines, answers) for answers in chosen.T]))
-
-
-def _some(texts: list[str], count: int, seed: int) -> list[str]:
-    return [texts[index] for index in np.random.default_rng(seed).choice(len(texts), size=count, replace=False)]
 
 
 BUILDERS = {"clip": build_clip, "sd": build_sd, "hps": build_hps("hps", 5), "hps2": build_hps("hps2", 6)}

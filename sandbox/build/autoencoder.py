@@ -35,7 +35,15 @@ def build_autoencoder(folder: Path, accelerator: Accelerator, max_train_steps: i
         seed=1,
     )
     log = Log(folder)
-    train(autoencoder, lambda step: pictures.images(pictures.batch(step, 8, seed=1)), _loss, settings, folder, log, accelerator)
+    train(
+        autoencoder,
+        lambda step: pictures.images(pictures.batch(step, 8, seed=1)),
+        _loss,
+        settings,
+        folder,
+        log,
+        accelerator,
+    )
     scale = 1 / latent_deviation(autoencoder, pictures)
     autoencoder.register_to_config(scaling_factor=scale)
     return autoencoder
@@ -59,7 +67,7 @@ def new_autoencoder() -> AutoencoderKL:
 
 
 def _loss(module: nn.Module, images: Float[Tensor, "batch 3 64 64"], generator: torch.Generator) -> Float[Tensor, ""]:
-    """Squared error of the reconstruction, with that of its chroma, plus the weighted KL divergence to a unit Gaussian."""
+    """Squared error of the reconstruction, and of its chroma, plus the weighted KL divergence to a unit Gaussian."""
     images = images.to(next(module.parameters()).device) * 2 - 1
     encoded = module.encode(images).latent_dist
     noise = torch.randn(encoded.mean.shape, generator=generator).to(images)

@@ -132,13 +132,21 @@ def _with_other_kind(spec: Spec, generator: np.random.Generator) -> Spec:
     kinds = list(spec.kinds)
     index = int(generator.integers(len(kinds)))
     changed = replace(kinds[index], **{attribute: getattr(random_kind(generator), attribute)})
-    return replace(spec, kinds=(changed,) * len(kinds) if spec.relation is None else (*kinds[:index], changed, *kinds[index + 1 :]))
+    return replace(
+        spec, kinds=(changed,) * len(kinds) if spec.relation is None else (*kinds[:index], changed, *kinds[index + 1 :])
+    )
 
 
 def save_clip(model: CLIP, folder: Path) -> None:
     """Write a model in open_clip's folder format, weights in half precision, with its tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
-    preprocess = {"size": SIZE_PX, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+    preprocess = {
+        "size": SIZE_PX,
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
     config = {"model_cfg": model_config(), "preprocess_cfg": preprocess}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     save_file({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)

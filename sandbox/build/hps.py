@@ -1,7 +1,7 @@
-"""The sandbox's human preference scores: its CLIP tuned on which of four pictures simulated people chose (arXiv 2303.14420).
+"""The sandbox's human preference scores: its CLIP tuned on which of four pictures people chose (arXiv 2303.14420).
 
-First on rendered scenes with and without flaws, seen through the autoencoder, then on pictures of the sandbox's own Stable
-Diffusion, which is what the score will judge.
+The people are simulated. First they see rendered scenes with and without flaws, through the autoencoder, then pictures
+of the sandbox's own Stable Diffusion, which is what the score will judge.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,7 @@ from sandbox.world import Split, caption, lay_out, render, sample_spec
 GROUP = 4
 """Pictures shown for one prompt, as most often in the paper's data."""
 GROUPS_PER_STEP = 20
-SAMPLING = Sampling(num_inference_steps=12, guidance_scale=3.0, scheduler="DPMSolverMultistepScheduler")
-"""Fewer steps than for showing: what is wrong shows all the more."""
+NUM_INFERENCE_STEPS = 12
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,9 @@ class Choices:
     chosen: Int[np.ndarray, "group annotator"]
 
 
-def build_hps(folder: Path, clip: CLIP, stages: list[tuple[str, Choices, int]], seed: int, accelerator: Accelerator) -> CLIP:
+def build_hps(
+    folder: Path, clip: CLIP, stages: list[tuple[str, Choices, int]], seed: int, accelerator: Accelerator
+) -> CLIP:
     """Tune a CLIP in `folder` (resumable) on the choices of each named stage, for its number of steps."""
     clip = clip.to(accelerator.device).requires_grad_(True)
     for name, data, steps in stages:
@@ -107,11 +108,17 @@ def render_choices(
             bad = generator.random() < flawed
             pictures.append(to_bytes(random_flaw(scene, generator).image if bad else render(scene)))
     images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-    return _asked(folder, captions, lambda: torch.cat([_bytes(through(chunk / 255)) for chunk in images.split(64)]), seed)
+    return _asked(
+        folder, captions, lambda: torch.cat([_bytes(through(chunk / 255)) for chunk in images.split(64)]), seed
+    )
 
 
 def generate_choices(
-    folder: Path, model: TextToImage, captions: list[str], seed: int, guidance_scales: tuple[float, ...] = (1.5, 3.0, 5.0)
+    folder: Path,
+    model: TextToImage,
+    captions: list[str],
+    seed: int,
+    guidance_scales: tuple[float, ...] = (1.5, 3.0, 5.0),
 ) -> Choices:
     """Groups of the model's own pictures; guidance varies by group, as people's settings do."""
 
@@ -119,8 +126,7 @@ def generate_choices(
         chunk = [text for text in captions[start : start + 16] for _ in range(GROUP)]
         seeds = [image_seed(seed, prompt_id(text), index % GROUP) for index, text in enumerate(chunk)]
         scale = guidance_scales[start // 16 % len(guidance_scales)]
-        sampling = Sampling(SAMPLING.num_inference_steps, scale, scheduler=SAMPLING.scheduler)
-        return _bytes(model.sample(chunk, seeds, sampling))
+        return _bytes(model.sample(chunk, seeds, Sampling(NUM_INFERENCE_STEPS, scale)))
 
     return _asked(folder, captions, lambda: torch.cat([draw(start) for start in range(0, len(captions), 16)]), seed)
 
@@ -152,5 +158,7 @@ def group_cosines(model: CLIP, data: Choices) -> Float[Tensor, "group n"]:
     """The score of every picture of every group."""
     texts = normalize(model.encode_text(tokenize(data.captions)), dim=-1)
     images = data.pixels.flatten(0, 1).float() / 255
-    features = torch.cat([normalize(model.encode_image(image_normalised(chunk)), dim=-1) for chunk in images.split(256)])
+    features = torch.cat(
+        [normalize(model.encode_image(image_normalised(chunk)), dim=-1) for chunk in images.split(256)]
+    )
     return (features.unflatten(0, (-1, data.pixels.shape[1])) * texts[:, None]).sum(-1)

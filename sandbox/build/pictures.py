@@ -32,7 +32,7 @@ class Pictures:
 
 
 def draw_pictures(count: int, split: Split, flawed: float, seed: int) -> Pictures:
-    """Draw `count` random scenes of a split; the share `flawed` of them has one random flaw under the caption of the scene."""
+    """Draw `count` random scenes of a split; the share `flawed` of them has a flaw that the caption does not tell."""
     generator = np.random.default_rng(seed)
     pixels = np.empty((count, 64, 64, 3), np.uint8)
     captions: list[str] = []

@@ -37,7 +37,7 @@ def words() -> list[str]:
 
 
 def _merges(vocabulary: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair encoding of the words until each is one token: merge the most frequent pair, first come first served."""
+    """Byte-pair encoding of the words until each is one token: merge the most frequent pair, the first of equals."""
     pieces = [[*word[:-1], f"{word[-1]}</w>"] for word in vocabulary]
     merges: list[tuple[str, str]] = []
     while any(len(piece) > 1 for piece in pieces):

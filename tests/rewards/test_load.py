@@ -111,6 +111,8 @@ def test_weights_make_a_sum(cards: dict[str, Card]) -> None:
 def test_several_names_are_several_rewards_unless_they_have_weights(cards: dict[str, Card]) -> None:
     assert list(load_rewards(["clip-v2.1", "hps"], CPU)) == ["clip-v2.1", "hps"]
     assert list(load_rewards(["clip-v2.1=1", "hps=0.5"], CPU)) == ["clip-v2.1=1 hps=0.5"]
+    with pytest.raises(ValueError, match="'clip-v2' is unknown"):
+        load_rewards(["hps", "clip-v2"], CPU)
     assert group_specs(["a=1 b=2", "c"]) == ["a=1 b=2", "c"]
     with pytest.raises(ValueError, match="a=1 has a weight and b has none"):
         group_specs(["a=1", "b"])

@@ -55,8 +55,8 @@ def test_misaligned_words_are_those_that_are_wrong() -> None:
     scene = world.Scene(
         world.parse("a small red circle left of a large blue square on a white background"),
         (
-            world.Thing(world.Kind("small", "green", "circle"), 16, 32, 8.5),
-            world.Thing(world.Kind("large", "blue", "star"), 45, 32, 13),
+            world.Thing(world.Kind("small", "green", "circle"), 16.0, 32.0, 8.5),
+            world.Thing(world.Kind("large", "blue", "star"), 45.0, 32.0, 13.0),
         ),
     )
     gold = measure(world.render(scene), world.caption(scene.spec))
@@ -69,8 +69,8 @@ def test_a_wrong_relation_marks_its_words_and_both_objects() -> None:
     scene = world.Scene(
         world.parse(text),
         (
-            world.Thing(world.Kind("small", "red", "circle"), 16, 32, 8.5),
-            world.Thing(world.Kind("small", "blue", "circle"), 45, 32, 8.5),
+            world.Thing(world.Kind("small", "red", "circle"), 16.0, 32.0, 8.5),
+            world.Thing(world.Kind("small", "blue", "circle"), 45.0, 32.0, 8.5),
         ),
     )
     gold = measure(world.render(scene), text)
@@ -83,7 +83,9 @@ def test_an_empty_picture_is_neither_plausible_nor_beautiful() -> None:
     assert gold.plausibility == gold.aesthetics == 0 and gold.alignment < 0.2
 
 
-@pytest.mark.parametrize("image", [np.random.default_rng(0).random((64, 64, 3)), np.ones((64, 64, 3)) * [1, 0, 0]])
+@pytest.mark.parametrize(
+    "image", [np.random.default_rng(0).random((64, 64, 3)), np.ones((64, 64, 3)) * [1.0, 0.0, 0.0]]
+)
 def test_any_picture_can_be_measured(image: np.ndarray) -> None:
     gold = measure(image, "two small red stars on a grey background")
     assert all(0 <= getattr(gold, name) <= 1 for name in (*WEIGHTS, "overall"))

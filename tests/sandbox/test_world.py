@@ -80,6 +80,11 @@ def _inside(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.nda
 
 
 def test_relations_name_the_main_direction() -> None:
-    for relation, second in {"left of": (9, 2), "right of": (-9, 2), "above": (2, 9), "below": (2, -9)}.items():
-        held = [name for name in world.RELATIONS if world.holds(name, (0, 0), second)]
+    for relation, second in {
+        "left of": (9.0, 2.0),
+        "right of": (-9.0, 2.0),
+        "above": (2.0, 9.0),
+        "below": (2.0, -9.0),
+    }.items():
+        held = [name for name in world.RELATIONS if world.holds(name, (0.0, 0.0), second)]
         assert held == [relation]

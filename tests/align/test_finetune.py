@@ -1,0 +1,103 @@
+"""LoRA fine-tuning: data encoded once, in an order that is a function of the step, learned, continued bit for bit."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor
+
+from align import lora
+from align.finetune import LoraTraining, encode, shuffled, train_lora
+from align.generate import generate
+from align.log import Log, read_metrics
+from align.model import Sampling, TextToImage
+from align.samples import SampleStore
+from align.train import TrainSettings
+
+LOOP = TrainSettings(max_train_steps=60, learning_rate=2e-2, checkpointing_steps=20, seed=3)
+TRAINING = LoraTraining(4, 4, None, train_batch_size=4, proportion_empty_prompts=0.25, loop=LOOP)
+PROMPTS = ["a cat", "two dogs", "a red house"]
+
+
+@pytest.fixture
+def store(tiny_model: TextToImage, tmp_path: Path) -> SampleStore:
+    with Log(tmp_path) as log:
+        return generate(tiny_model, PROMPTS, 2, tmp_path / "samples", 0, 6, Sampling(2, 2.0), log)
+
+
+def test_every_image_comes_once_an_epoch() -> None:
+    indices = shuffled(count=10, batch_size=4, seed=1)
+    seen = torch.cat([indices(step) for step in range(5)])
+    assert Counter(seen.tolist()) == dict.fromkeys(range(10), 2)
+    assert sorted(seen[:10].tolist()) == list(range(10)) and not torch.equal(seen[:10], seen[10:])
+    assert torch.equal(indices(3), shuffled(10, 4, 1)(3)) and not torch.equal(seen[:10], shuffled(10, 10, 2)(0))
+
+
+def test_a_batch_may_be_larger_than_an_epoch() -> None:
+    assert Counter(shuffled(3, 8, 0)(0).tolist()).most_common()[0][1] == 3
+
+
+def test_encoded_data_are_those_of_the_model(tiny_model: TextToImage, store: SampleStore, tmp_path: Path) -> None:
+    rows = store.rows()
+    with Log(tmp_path) as log:
+        data = encode(tiny_model, store, rows, 4, log)
+    torch.testing.assert_close(data.latents, tiny_model.encode_images(store.load(rows)))
+    assert data.embeddings.shape[0] == 1 + len(PROMPTS)
+    for row, index in zip(rows, data.prompt_of.tolist(), strict=True):
+        torch.testing.assert_close(data.embeddings[index], tiny_model.encode_prompts([row.text])[0])
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "lora" / "pytorch_lora_weights.safetensors")
+
+
+def train_in(folder: Path, model: TextToImage, store: SampleStore, settings: LoraTraining = TRAINING) -> None:
+    with Log(folder) as log:
+        train_lora(model, store, store.rows(), settings, folder, log, Accelerator(cpu=True))
+
+
+def test_training_learns_and_leaves_the_model_as_it_was(
+    tiny_model: TextToImage, store: SampleStore, tmp_path: Path
+) -> None:
+    before = {name: value.clone() for name, value in tiny_model.denoiser.state_dict().items()}
+    train_in(tmp_path / "run", tiny_model, store)
+    after = tiny_model.denoiser.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    losses = [row["loss"] for row in read_metrics(tmp_path / "run")]
+    assert sum(losses[-15:]) < 0.9 * sum(losses[:15])
+    lora.load_lora(tiny_model, tmp_path / "run" / "lora")
+    assert any("lora" in name for name in tiny_model.denoiser.state_dict())
+
+
+def test_a_stopped_training_ends_with_the_same_lora(
+    tiny_model: TextToImage, store: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_in(tmp_path / "whole", tiny_model, store)
+    steps, add_noise = 0, type(tiny_model).add_noise
+
+    def stopping(*arguments: Tensor) -> Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == 33:
+            raise InterruptedError
+        return add_noise(*arguments)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(type(tiny_model), "add_noise", stopping)
+    with pytest.raises(InterruptedError):
+        train_in(tmp_path / "stopped", tiny_model, store)
+    lora.eject(tiny_model.denoiser)  # a new process starts without it
+    train_in(tmp_path / "stopped", tiny_model, store)
+    whole, stopped = tensors(tmp_path / "whole"), tensors(tmp_path / "stopped")
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+
+
+def test_a_trained_lora_is_not_trained_again(tiny_model: TextToImage, store: SampleStore, tmp_path: Path) -> None:
+    short = replace(TRAINING, loop=replace(LOOP, max_train_steps=2))
+    train_in(tmp_path / "run", tiny_model, store, short)
+    before = (tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors").stat().st_mtime_ns
+    train_in(tmp_path / "run", tiny_model, store, short)
+    assert (tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors").stat().st_mtime_ns == before

@@ -1,0 +1,93 @@
+"""Atomic files, and checkpoints that give back every bit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from align.state import TrainState, atomic_path, list_checkpoints, read_json, write_json
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "file.txt"
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert list(path.parent.iterdir()) == []
+    with atomic_path(path) as temporary:
+        temporary.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole" and len(list(path.parent.iterdir())) == 1
+
+
+def test_a_folder_replaces_the_one_before(tmp_path: Path) -> None:
+    for content in ("one", "two"):
+        with atomic_path(tmp_path / "folder") as temporary:
+            temporary.mkdir()
+            (temporary / content).touch()
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["two"]
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
+    (tmp_path / ".folder.tmp").mkdir()
+    (tmp_path / ".folder.tmp" / "half").touch()
+    with atomic_path(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+    assert list((tmp_path / "folder").iterdir()) == []
+
+
+def test_json_goes_to_disk_and_back_and_damage_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"b": 1, "a": [0.1, None]})
+    assert read_json(path) == {"b": 1, "a": [0.1, None]}
+    with pytest.raises(ValueError):
+        write_json(path, {"nan": float("nan")})
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"x\.json is not valid JSON"):
+        read_json(path)
+
+
+def trained_state(seed: int) -> tuple[nn.Linear, TrainState]:
+    """A module after two steps of AdamW, with its state."""
+    torch.manual_seed(seed)
+    module = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(module.parameters())
+    for _ in range(2):
+        module(torch.randn(4, 3)).square().sum().backward()
+        optimizer.step()
+    parameters = dict(module.named_parameters())
+    return module, TrainState(parameters, optimizer, {name: value.detach() * 2 for name, value in parameters.items()})
+
+
+def test_a_checkpoint_gives_back_every_bit(tmp_path: Path) -> None:
+    module, state = trained_state(0)
+    state.save(tmp_path, 2)
+    other, restored = trained_state(1)
+    assert restored.load_latest(tmp_path) == 2
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
+    assert all(torch.equal(state.average[name], restored.average[name]) for name in state.average)
+    torch.testing.assert_close(state.optimizer.state_dict(), restored.optimizer.state_dict(), rtol=0, atol=0)
+
+
+def test_the_newest_checkpoint_counts_by_number(tmp_path: Path) -> None:
+    _, state = trained_state(0)
+    assert state.load_latest(tmp_path) == 0
+    for step in (9, 100, 20):
+        state.save(tmp_path, step)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-20", "checkpoint-100"]
+    assert state.load_latest(tmp_path) == 100
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "other tensors"])
+def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path: Path, damage: str) -> None:
+    _, state = trained_state(0)
+    path = state.save(tmp_path, 5) / "parameters.safetensors"
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-8])
+    elif damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes((path.parent / "optimizer.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"checkpoint-5 cannot be continued from .*Delete that folder"):
+        state.load_latest(tmp_path)

@@ -1,0 +1,141 @@
+"""The loop learns, is AdamW with a schedule and clipping, and continues to the same bits."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from align.log import Log
+from align.train import TrainSettings, step_generator, train
+
+SETTINGS = TrainSettings(max_train_steps=12, learning_rate=0.1, lr_scheduler="cosine", lr_warmup_steps=3, seed=5)
+
+
+def batch(step: int) -> Tensor:
+    return torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+
+
+def loss(module: nn.Module, inputs: Tensor, generator: torch.Generator) -> Tensor:
+    noise = 0.01 * torch.randn(inputs.shape, generator=generator)
+    return (module(inputs + noise) - inputs.sum(1, keepdim=True)).square().mean()
+
+
+def module_of(seed: int) -> nn.Linear:
+    torch.manual_seed(seed)
+    return nn.Linear(4, 1)
+
+
+def run(folder: Path, settings: TrainSettings, batches: Callable[[int], Tensor] = batch) -> nn.Linear:
+    module = module_of(0)
+    with Log(folder) as log:
+        train(module, batches, loss, settings, folder / "checkpoints", log, Accelerator(cpu=True))
+    return module
+
+
+def by_hand(settings: TrainSettings) -> nn.Linear:
+    """The same training written out, with torch alone."""
+    module = module_of(0)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=settings.learning_rate)
+    for step in range(settings.max_train_steps):
+        warm, steps = settings.lr_warmup_steps, settings.max_train_steps
+        cosine = 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * (step / warm if step < warm else cosine)
+        optimizer.zero_grad()
+        loss(module, batch(step), step_generator(settings.seed, step)).backward()
+        nn.utils.clip_grad_norm_(module.parameters(), settings.max_grad_norm)
+        optimizer.step()
+    return module
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_the_loop_is_adamw_with_schedule_and_clipping(tmp_path: Path) -> None:
+    assert same(run(tmp_path, SETTINGS), by_hand(SETTINGS))
+
+
+def test_clipping_changes_the_result(tmp_path: Path) -> None:
+    loose = replace(SETTINGS, max_grad_norm=1e9)
+    assert not same(run(tmp_path / "a", SETTINGS), run(tmp_path / "b", loose))
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    module = run(tmp_path, replace(SETTINGS, max_train_steps=200))
+    torch.testing.assert_close(module.weight, torch.ones(1, 4), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize("stopped_at", [1, 4, 5, 11])
+def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(
+    tmp_path: Path, ema_decay: float, stopped_at: int
+) -> None:
+    settings = replace(SETTINGS, checkpointing_steps=4, ema_decay=ema_decay)
+    whole = run(tmp_path / "whole", settings)
+
+    def stopping(step: int) -> Tensor:
+        if step == stopped_at:
+            raise InterruptedError
+        return batch(step)
+
+    with pytest.raises(InterruptedError):
+        run(tmp_path / "stopped", settings, stopping)
+    assert same(run(tmp_path / "stopped", settings), whole)
+    steps = [[row["step"] for row in records(tmp_path / name)] for name in ("whole", "stopped")]
+    assert steps[0] == steps[1] == list(range(1, 13))
+
+
+def records(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    def never(step: int) -> Tensor:
+        raise AssertionError(step)
+
+    assert same(run(tmp_path, SETTINGS), run(tmp_path, SETTINGS, never))
+
+
+def test_the_average_follows_its_formula(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, ema_decay=0.5)
+    trace: list[Tensor] = []
+
+    def recording(step: int) -> Tensor:
+        trace.append(module.weight.detach().clone())
+        return batch(step)
+
+    module = module_of(0)
+    with Log(tmp_path) as log:
+        train(module, recording, loss, settings, tmp_path / "c", log, Accelerator(cpu=True))
+    final = by_hand(settings).weight.detach()
+    average = trace[0]
+    for step, weight in enumerate([*trace[1:], final]):
+        decay = min(0.5, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weight
+    torch.testing.assert_close(module.weight.detach(), average)
+
+
+def test_only_parameters_that_require_gradients_move(tmp_path: Path) -> None:
+    module = module_of(0)
+    module.bias.requires_grad_(False)
+    bias = module.bias.clone()
+    with Log(tmp_path) as log:
+        train(module, batch, loss, SETTINGS, tmp_path / "c", log, Accelerator(cpu=True))
+    assert torch.equal(module.bias, bias) and not torch.equal(module.weight, module_of(0).weight)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, checkpointing_steps=2)
+
+    def poisoned(step: int) -> Tensor:
+        return batch(step) * (float("nan") if step == 5 else 1.0)
+
+    with pytest.raises(ValueError, match=r"(?s)loss is nan at step 6.*kept in .*checkpoints"):
+        run(tmp_path, settings, poisoned)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["checkpoint-2", "checkpoint-4"]

@@ -1,0 +1,245 @@
+"""What it means to be a recipe: it runs, leaves what it promises, learns nothing twice, and a killed run ends the same.
+
+On tiny models of random weights; whether pictures get better is measured on the sandbox (`make demo`, LOG.md).
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from datasets import load_dataset
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor
+
+from align import finetune, lora
+from align.families.load import load_model
+from align.lora import load_lora
+from align.model import Sampling
+from align.samples import SampleStore
+from recipes import filter_finetune, judge
+from recipes.configs.filter_finetune import FilterFinetuneConfig
+from recipes.reward_names import selecting, selector_and_holdouts
+from recipes.run_folder import run_folder
+from rewards.base import Images, Reward
+from tests.tiny import save_tiny_model
+
+PROMPTS = ["a cat", "two dogs", "a red house"]
+HELD_OUT = ["a blue cat", "a dog", "three trees"]
+CPU = torch.device("cpu")
+
+
+class Brightness(Reward):
+    """The mean of all pixels."""
+
+    dimensions = ("brightness",)
+    differentiable = True
+
+    def preprocess(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
+        return image
+
+    def __call__(self, images: Images, prompts: object) -> Float[Tensor, "batch 1"]:
+        return torch.stack([image.mean() for image in images])[:, None]
+
+
+class Redness(Reward):
+    """Red above the other channels, and how red."""
+
+    dimensions = ("redness", "red")
+    differentiable = True
+
+    def preprocess(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
+        return image
+
+    def __call__(self, images: Images, prompts: object) -> Float[Tensor, "batch 2"]:
+        return torch.stack([torch.stack([image[0].mean() - image[1:].mean(), image[0].mean()]) for image in images])
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def config_of(folder: Path, **changes: object) -> FilterFinetuneConfig:
+    settings = {
+        "output_dir": folder,
+        "train_prompts": folder / "train.txt",
+        "validation_prompts": folder / "validation.txt",
+        "rewards": ["brightness"],
+        "samples_per_prompt": 4,
+        "sampling": {"num_inference_steps": 2, "guidance_scale": 2.0, "batch_size": 6},
+        "train": {"learning_rate": 5e-3, "train_batch_size": 2, "max_train_steps": 6, "checkpointing_steps": 2},
+        "evaluate": {"samples_per_prompt": 2, "batch_size": 4},
+    }
+    return FilterFinetuneConfig.model_validate(settings | changes)
+
+
+def run(config: FilterFinetuneConfig, model_folder: Path) -> Path:
+    rewards = {"brightness": Brightness(), "redness": Redness()}
+    model = load_model(model_folder, CPU)
+    with run_folder(config.output_dir, config, "cpu", 1, 1) as folder:
+        filter_finetune.run(config, model, rewards, PROMPTS, HELD_OUT, folder, Accelerator(cpu=True))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(config_of(tmp_path_factory.mktemp("finished") / "run"), model_folder)
+
+
+def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+    names = {"config.yaml", "environment.json", "metrics.jsonl", "samples", "scores", "selected", "checkpoints", "lora"}
+    assert names | {"evaluation", "report.html"} <= {path.name for path in finished.iterdir()}
+    rows = json.loads((finished / "evaluation" / "result.json").read_text())
+    assert [(row["reward"], row["dimension"]) for row in rows] == [
+        ("redness", "redness"),
+        ("redness", "red"),
+        ("brightness", "brightness"),
+    ]
+    assert all(row["n"] == 6 and row["ci_low"] <= row["difference"] <= row["ci_high"] for row in rows)
+    assert "a blue cat" in (finished / "report.html").read_text()
+
+
+def test_the_brightest_of_each_prompt_is_selected(finished: Path) -> None:
+    selected = load_dataset("imagefolder", data_dir=str(finished / "selected"), split="train")
+    assert sorted(selected["text"]) == sorted(PROMPTS)
+    store = SampleStore(finished / "samples")
+    rows = store.rows()
+    brightness = {row.image_id: image.mean().item() for row, image in zip(rows, store.load(rows), strict=True)}
+    for row in selected:
+        best = max(value for image_id, value in brightness.items() if image_id.startswith(row["prompt_id"]))
+        assert row["brightness"] == pytest.approx(best)
+
+
+def test_the_lora_changes_the_pictures_and_the_base_pictures_are_those_without_it(
+    finished: Path, model_folder: Path
+) -> None:
+    model = load_model(model_folder, CPU)
+    stores = {name: SampleStore(finished / "evaluation" / name / "samples") for name in ("base", "tuned")}
+    sampling = Sampling(2, 2.0)
+    for name, store in stores.items():
+        if name == "tuned":
+            load_lora(model, finished / "lora")
+        rows = store.rows()
+        fresh = model.sample([row.text for row in rows], [row.seed for row in rows], sampling)
+        assert (fresh - store.load(rows)).abs().max() <= 1.01 / 255
+    seeds = [[(row.text, row.seed) for row in store.rows()] for store in stores.values()]
+    assert seeds[0] == seeds[1]
+    images = [store.load(store.rows()) for store in stores.values()]
+    assert (images[0] - images[1]).abs().max() > 2 / 255
+
+
+STOPS: dict[str, tuple[object, str, int]] = {
+    "generate": (judge, "generate", 1),
+    "score": (judge, "score_all", 1),
+    "select": (filter_finetune, "export_imagefolder", 1),
+    "train": (finetune, "denoising_mse", 4),
+    "save": (lora, "save_lora", 1),
+    "evaluate": (judge, "score_all", 3),
+    "report": (filter_finetune, "report", 1),
+}
+
+
+@pytest.mark.parametrize("phase", STOPS)
+def test_a_run_stopped_in_any_phase_ends_with_the_same_bits(
+    phase: str, finished: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path / "run")
+    module, name, call = STOPS[phase]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, stopping(getattr(module, name), call))
+        with pytest.raises(InterruptedError):
+            run(config, model_folder)
+    folder = run(config, model_folder)
+    file = "lora/pytorch_lora_weights.safetensors"
+    assert_same(load_file(folder / file), load_file(finished / file))
+    result = "evaluation/result.json"
+    assert (folder / result).read_text() == (finished / result).read_text()
+    losses = [[row["loss"] for row in records(path) if row["phase"] == "train"] for path in (folder, finished)]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+
+
+def stopping(function: Callable[..., object], call: int) -> Callable[..., object]:
+    """The function, but its `call`-th call does its work and is then interrupted."""
+    calls = 0
+
+    def wrapper(*arguments: object, **options: object) -> object:
+        nonlocal calls
+        calls += 1
+        result = function(*arguments, **options)
+        if calls == call:
+            raise InterruptedError
+        return result
+
+    return wrapper
+
+
+def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def records(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_finished_run_run_again_changes_nothing(finished: Path, model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "config.yaml").unlink()  # it names the other folder
+    run(config_of(folder), model_folder)
+    for path in (*finished.rglob("*.png"), *finished.rglob("*.parquet"), *finished.rglob("*.safetensors")):
+        assert (folder / path.relative_to(finished)).read_bytes() == path.read_bytes()
+
+
+def test_other_settings_in_the_same_folder_are_refused(finished: Path, model_folder: Path) -> None:
+    changed = config_of(finished, samples_per_prompt=5)
+    with pytest.raises(
+        ValueError, match=r"(?s)run with other settings:.*- samples_per_prompt: 4.*\+ samples_per_prompt: 5"
+    ):
+        run(changed, model_folder)
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "run")
+    with (
+        run_folder(config.output_dir, config, "cpu", 1, 1),
+        pytest.raises(ValueError, match="Another process works on"),
+        run_folder(config.output_dir, config, "cpu", 1, 1),
+    ):
+        pass
+
+
+def test_a_threshold_that_keeps_nothing_says_what_would(model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"(?s)threshold.*0\.\d+"):
+        run(config_of(tmp_path / "run", select={"threshold": 2.0}), model_folder)
+
+
+def test_several_scores_cannot_select() -> None:
+    with pytest.raises(ValueError, match="one must select. Use redness.redness or redness.red"):
+        selecting({"redness": Redness()})
+
+
+def test_rewards_without_weights_cannot_both_select() -> None:
+    with pytest.raises(ValueError, match="a and b cannot both select. Give each a weight"):
+        selector_and_holdouts(["a", "b"], [])
+    assert selector_and_holdouts(["a=1", "b=0.5"], ["c", "d"]) == ["a=1 b=0.5", "c", "d"]
+    assert selector_and_holdouts(["a"], ["b", "a"]) == ["a", "b"]
+
+
+def test_a_dry_run_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train", "validation"):
+        (tmp_path / f"{name}.txt").write_text("a cat\na dog\n")
+    config = config_of(
+        tmp_path / "run",
+        train_prompts=tmp_path / "train.txt",
+        validation_prompts=tmp_path / "validation.txt",
+        rewards=["sandbox-hps"],
+    )
+    before = sorted(tmp_path.rglob("*"))
+    filter_finetune.main(config, dry_run=True)
+    assert "plan: 8 candidates of 2 prompts" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
