@@ -39,6 +39,7 @@ WEIGHTS = {"alignment": 0.4, "plausibility": 0.4, "aesthetics": 0.2}
 """The overall score is this mean of the other three."""
 FACT_WEIGHTS = {"size": 0.5, "colour": 1.0, "shape": 1.0, "count": 1.0, "relation": 1.0, "background": 0.5}
 MIN_AREA_PX = 60.0
+MAX_RADIUS_PX = 18.0
 MIN_IOU = 0.55
 NOISE = 0.15
 """Distance in RGB below which a pixel counts as explained: what an autoencoder loses is not a flaw."""
@@ -53,10 +54,7 @@ _COLOUR_NAMES = tuple(COLOURS)
 _BACKGROUND_NAMES = tuple(BACKGROUNDS)
 _CHROMA = np.array([np.array(colour) - np.mean(colour) for colour in COLOURS.values()])
 _CHROMA_LENGTH = float(np.linalg.norm(_CHROMA[0]))
-_UNIT_AREAS = {"circle": np.pi * CIRCLE_RADIUS**2} | {
-    shape: 0.5 * abs(float(np.sum(p[:, 0] * np.roll(p[:, 1], -1) - np.roll(p[:, 0], -1) * p[:, 1])))
-    for shape, p in OUTLINES.items()
-}
+_UNIT_AREAS = {"circle": np.pi * CIRCLE_RADIUS**2} | {name: outline.unit_area for name, outline in OUTLINES.items()}
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,7 @@ def _fit(cover: Map, colour: str) -> list[Found]:
     shape = max(fits, key=lambda name: _resemblance(cover, name, fits[name]))
     place = fits[shape]
     iou = _resemblance(cover, shape, place, missing=1.0)
-    if iou < MIN_IOU:
+    if iou < MIN_IOU or place[2] > MAX_RADIUS_PX:
         return []
     size = min(RADII_PX, key=lambda name: abs(RADII_PX[name] - place[2]))
     thing = Thing(Kind(size, colour, shape), *(float(value) for value in place))

@@ -233,44 +233,53 @@ def holds(relation: str, first: Numbers, second: Numbers, margin_px: float = 0.0
 # --- renderer -------------------------------------------------------------------------------------------------------
 
 
-def _polygon(corners: int, inner: float = 1.0) -> NDArray[np.float64]:
-    """Corners (x, y) of a regular polygon or, with `inner` below one, of a star, first corner on top, radius one."""
-    angles = np.arange(corners) * 2 * np.pi / corners - np.pi / 2
-    radii = np.where(np.arange(corners) % 2, inner, 1.0)
-    return np.stack([np.cos(angles), np.sin(angles)], 1) * radii[:, None]
+@dataclass(frozen=True)
+class Outline:
+    """A regular polygon or star: `points` corners on the unit circle, and between them corners (or, in a polygon, the
+    middles of edges) at the radius `inner`; `turn` is the angle of a corner from the top, in radians."""
+
+    points: int
+    inner: float
+    turn: float = 0.0
+
+    @property
+    def unit_area(self) -> float:
+        """The area at radius one."""
+        return self.points * self.inner * float(np.sin(np.pi / self.points))
+
+    def distance(self, dx: NDArray[np.float64], dy: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
+        """Signed distance in pixels from the outline, negative inside.
+
+        All edges are mirror images of one half-edge, so each pixel is folded into the wedge of that one.
+        """
+        half = np.pi / self.points
+        angle = np.abs((np.arctan2(dx, -dy) - self.turn + half) % (2 * half) - half)
+        across, up = np.hypot(dx, dy) * (np.sin(angle), np.cos(angle))
+        edge_x, edge_y = radius * self.inner * np.sin(half), radius * (self.inner * np.cos(half) - 1)
+        along = np.clip((across * edge_x + (up - radius) * edge_y) / (edge_x**2 + edge_y**2), 0, 1)
+        outside = across * edge_y - (up - radius) * edge_x < 0
+        return np.where(outside, 1, -1) * np.hypot(across - along * edge_x, up - radius - along * edge_y)
 
 
-OUTLINES: dict[str, NDArray[np.float64]] = {
-    "square": _polygon(4) @ np.array([[1, 1], [-1, 1]]) / np.sqrt(2),
-    "triangle": _polygon(3),
-    "star": _polygon(10, inner=0.5),
+OUTLINES: dict[str, Outline] = {
+    "square": Outline(4, float(np.cos(np.pi / 4)), turn=np.pi / 4),
+    "triangle": Outline(3, float(np.cos(np.pi / 3))),
+    "star": Outline(5, 0.5),
 }
 
 
-def polygon_distance(
-    points: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Signed distance in pixels from each (x, y) to a closed polygon, negative inside."""
-    squared = np.full(x.shape, np.inf)
-    inside = np.zeros(x.shape, dtype=bool)
-    for (ax, ay), (bx, by) in zip(points, np.roll(points, -1, axis=0), strict=True):
-        ex, ey, wx, wy = bx - ax, by - ay, x - ax, y - ay
-        along = np.clip((wx * ex + wy * ey) / (ex * ex + ey * ey), 0, 1)
-        squared = np.minimum(squared, (wx - ex * along) ** 2 + (wy - ey * along) ** 2)
-        if ey != 0:
-            inside ^= ((ay > y) != (by > y)) & (wx < ex * wy / ey)
-    return np.where(inside, -1, 1) * np.sqrt(squared)
+_CENTRES = np.arange(SIZE_PX) + 0.5
 
 
 def coverage(shape: str, x: float, y: float, radius: float) -> NDArray[np.float64]:
     """The share of each pixel, (64, 64) in [0, 1], that an outline covers."""
     cover = np.zeros((SIZE_PX, SIZE_PX))
     rows, columns = _window(y, radius), _window(x, radius)
-    window_y, window_x = np.mgrid[rows, columns] + 0.5
+    window_y, window_x = _CENTRES[rows, None], _CENTRES[None, columns]
     if shape == "circle":
         distance = np.hypot(window_x - x, window_y - y) - CIRCLE_RADIUS * radius
     else:
-        distance = polygon_distance(OUTLINES[shape] * radius + (x, y), window_x, window_y)
+        distance = OUTLINES[shape].distance(window_x - x, window_y - y, radius)
     cover[rows, columns] = np.clip(0.5 - distance, 0, 1)
     return cover
 

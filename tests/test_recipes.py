@@ -198,7 +198,7 @@ def test_a_finished_run_run_again_changes_nothing(finished: Path, model_folder: 
 def test_other_settings_in_the_same_folder_are_refused(finished: Path, model_folder: Path) -> None:
     changed = config_of(finished, samples_per_prompt=5)
     with pytest.raises(
-        ValueError, match=r"(?s)run with other settings:.*- samples_per_prompt: 4.*\+ samples_per_prompt: 5"
+        ValueError, match=r"(?s)run with other settings:.*-samples_per_prompt: 4.*\+samples_per_prompt: 5"
     ):
         run(changed, model_folder)
 

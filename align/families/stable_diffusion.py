@@ -57,7 +57,7 @@ class StableDiffusion(TextToImage):
     components = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, identity: str) -> None:
-        pipeline = _load_pipeline(folder).to(device, dtype)
+        pipeline = _load_pipeline(folder, dtype).to(device)
         _check_supported(folder, pipeline)
         self._identity = identity
         self._dtype = dtype
@@ -191,11 +191,11 @@ class StableDiffusion(TextToImage):
         return batch.split(max(1, PIXELS_AT_ONCE // pixels_per_image))
 
 
-def _load_pipeline(folder: Path) -> StableDiffusionPipeline:
+def _load_pipeline(folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
     modules = {
-        "vae": _load_component(AutoencoderKL, folder / "vae"),
-        "unet": _load_component(UNet2DConditionModel, folder / "unet"),
-        "text_encoder": _load_component(CLIPTextModel, folder / "text_encoder"),
+        "vae": _load_component(AutoencoderKL, folder / "vae", torch_dtype=dtype),
+        "unet": _load_component(UNet2DConditionModel, folder / "unet", torch_dtype=dtype),
+        "text_encoder": _load_component(CLIPTextModel, folder / "text_encoder", dtype=dtype),
     }
     unused = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
     try:
@@ -208,11 +208,11 @@ def _load_pipeline(folder: Path) -> StableDiffusionPipeline:
         ) from error
 
 
-def _load_component(cls: Any, folder: Path) -> Any:
+def _load_component(cls: Any, folder: Path, **precision: torch.dtype) -> Any:
     """A module with all its weights from safetensors; both libraries fill missing ones with noise, and only say so."""
     try:
         module, info = cls.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, local_files_only=True
+            folder, use_safetensors=True, output_loading_info=True, local_files_only=True, **precision
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(

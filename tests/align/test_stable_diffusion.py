@@ -19,6 +19,13 @@ CPU = torch.device("cpu")
 PROMPTS = ("a red circle", "two blue stars", "a red circle")
 SEEDS = (1, 2, 3)
 STEP = 1 / 255
+COMMON = (
+    "DDIMScheduler",
+    "PNDMScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerDiscreteScheduler",
+    "UniPCMultistepScheduler",
+)
 STOCHASTIC = ("DDPMScheduler", "EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
 
 # diffusers' schedulers give torch tensors to numpy in a way that numpy 2 has deprecated.
@@ -58,11 +65,19 @@ def assert_same(ours: Tensor, theirs: Tensor) -> None:
 
 
 class TestSample:
-    @pytest.mark.parametrize("guidance_scale", [1.0, 3.0, 7.5])
     @pytest.mark.parametrize("scheduler", SCHEDULERS)
-    def test_equals_the_bare_pipeline(self, tiny_folder: Path, scheduler: str, guidance_scale: float) -> None:
+    def test_equals_the_bare_pipeline(self, tiny_folder: Path, tiny_model: TextToImage, scheduler: str) -> None:
+        sampling = Sampling(6, 5.0, scheduler=scheduler)
+        ours = tiny_model.sample(PROMPTS, SEEDS, sampling)
+        assert_same(ours, pictures(bare_pipeline(tiny_folder, scheduler), PROMPTS, SEEDS, sampling))
+
+    @pytest.mark.parametrize("guidance_scale", [1.0, 2.0, 9.0])
+    @pytest.mark.parametrize("scheduler", COMMON)
+    def test_equals_the_bare_pipeline_at_any_guidance(
+        self, tiny_folder: Path, tiny_model: TextToImage, scheduler: str, guidance_scale: float
+    ) -> None:
         sampling = Sampling(6, guidance_scale, scheduler=scheduler)
-        ours = load_model(tiny_folder, CPU).sample(PROMPTS, SEEDS, sampling)
+        ours = tiny_model.sample(PROMPTS, SEEDS, sampling)
         assert_same(ours, pictures(bare_pipeline(tiny_folder, scheduler), PROMPTS, SEEDS, sampling))
 
     @pytest.mark.parametrize("scheduler", ["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"])
@@ -92,16 +107,15 @@ class TestSample:
             tiny_model.sample(["two blue stars"], [1], sampling),
             tiny_model.sample(["a red circle"], [2], sampling),
             tiny_model.sample(["a red circle"], [1], Sampling(6, 8.0)),
-            tiny_model.sample(["a red circle"], [1], Sampling(9, 3.0)),
+            tiny_model.sample(["a red circle"], [1], Sampling(2, 3.0)),
         ]
-        assert all((reference - other).abs().max() > 10 * STEP for other in others)
+        assert [other for other in others if (reference - other).abs().max() < 10 * STEP] == []
 
     @pytest.mark.parametrize("scheduler", SCHEDULERS)
     def test_an_image_does_not_depend_on_its_batch(self, tiny_model: TextToImage, scheduler: str) -> None:
         sampling = Sampling(6, 3.0, scheduler=scheduler)
         together = tiny_model.sample(PROMPTS, SEEDS, sampling)
-        alone = [tiny_model.sample([prompt], [seed], sampling) for prompt, seed in zip(PROMPTS, SEEDS, strict=True)]
-        assert_same(together, torch.cat(alone))
+        assert_same(together[1:2], tiny_model.sample(PROMPTS[1:2], SEEDS[1:2], sampling))
 
     @pytest.mark.parametrize("scheduler", STOCHASTIC)
     def test_stochastic_schedulers_draw_from_the_images_own_seed(self, tiny_model: TextToImage, scheduler: str) -> None:

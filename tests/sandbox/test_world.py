@@ -56,7 +56,7 @@ def _random_image(seed: int) -> world.Image:
 
 @pytest.mark.parametrize("shape", world.SHAPES)
 def test_coverage_is_the_share_of_each_pixel_inside_the_outline(shape: str) -> None:
-    x, y, radius, fine = 30.3, 33.8, 12.0, 8
+    x, y, radius, fine = 30.3, 33.8, 12.0, 32
     cover = world.coverage(shape, x, y, radius)
     grid = (np.arange(64 * fine) + 0.5) / fine
     points_x, points_y = np.meshgrid(grid, grid)
@@ -64,13 +64,25 @@ def test_coverage_is_the_share_of_each_pixel_inside_the_outline(shape: str) -> N
     exact = inside.reshape(64, fine, 64, fine).mean((1, 3))
     assert np.abs(cover - exact).mean() < 2e-3
     assert cover.sum() == pytest.approx(exact.sum(), rel=0.01)
+    if shape != "circle":
+        assert world.OUTLINES[shape].unit_area * radius**2 == pytest.approx(exact.sum(), rel=0.01)
+
+
+def _corners(count: int, inner: float = 1.0, turn: float = 0.0) -> list[tuple[float, float]]:
+    """Corners (x, y) around the unit circle, clockwise from `turn`; every second one at radius `inner`."""
+    angles = [turn + 2 * np.pi * index / count for index in range(count)]
+    radii = [inner if index % 2 else 1.0 for index in range(count)]
+    return [(r * np.sin(a), -r * np.cos(a)) for r, a in zip(radii, angles, strict=True)]
+
+
+CORNERS = {"square": _corners(4, turn=np.pi / 4), "triangle": _corners(3), "star": _corners(10, inner=0.5)}
 
 
 def _inside(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
     """Brute force: inside a polygon if inside one of the triangles from its centre to its edges."""
     if shape == "circle":
         return np.hypot(dx, dy) < world.CIRCLE_RADIUS * radius
-    corners = world.OUTLINES[shape] * radius
+    corners = radius * np.array(CORNERS[shape])
     inside = np.zeros(dx.shape, dtype=bool)
     for (ax, ay), (bx, by) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
         det = ax * by - ay * bx
