@@ -4,7 +4,7 @@ import difflib
 import fcntl
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,9 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "open_cl
 
 
 @contextmanager
-def run_folder(folder: Path, config: Settings, device: str, threads: int, processes: int) -> Iterator[Path]:
+def run_folder(
+    folder: Path, config: Settings, device: str, threads: int, processes: int
+) -> Generator[Path, None, None]:
     """Hold the folder of a run, with `config.yaml` and `environment.json` in it.
 
     Raises:

@@ -21,10 +21,10 @@ class Annotator:
     aesthetics: float
     noise: float
 
-    def utility(self, gold: Gold) -> float:
-        """What the annotator would feel for a picture if they made no error, in [0, 1]."""
+    def utility(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What they would feel for pictures if they made no error, in [0, 1]; scores as `scores_of` gives them."""
         weights = np.array([self.alignment, self.plausibility, self.aesthetics])
-        return float(weights @ (gold.alignment, gold.plausibility, gold.aesthetics) / weights.sum())
+        return scores @ weights / weights.sum()
 
 
 ANNOTATORS = (
@@ -34,13 +34,17 @@ ANNOTATORS = (
 )
 
 
-def choose(golds: Sequence[Gold], annotator: Annotator, generator: np.random.Generator) -> int:
-    """The index of the picture that an annotator likes best among those shown for one prompt."""
-    utilities = np.array([annotator.utility(gold) for gold in golds])
-    return int(np.argmax(utilities + generator.normal(0, annotator.noise, len(golds))))
+def scores_of(golds: Sequence[Gold]) -> NDArray[np.float64]:
+    """What an annotator sees of pictures: (n, 3), alignment, plausibility and aesthetics."""
+    return np.array([(gold.alignment, gold.plausibility, gold.aesthetics) for gold in golds])
 
 
-def choices(groups: Sequence[Sequence[Gold]], seed: int) -> NDArray[np.int_]:
-    """Every annotator's choice in every group of pictures, shape (group, annotator)."""
+def choose(scores: NDArray[np.float64], annotator: Annotator, generator: np.random.Generator) -> int:
+    """The index of the picture that an annotator likes best among those shown for one prompt, by (n, 3) scores."""
+    return int(np.argmax(annotator.utility(scores) + generator.normal(0, annotator.noise, len(scores))))
+
+
+def choices(groups: NDArray[np.float64], seed: int) -> NDArray[np.int_]:
+    """Every annotator's choice in every group: from scores (group, n, 3) to indices (group, annotator)."""
     generator = np.random.default_rng(seed)
     return np.array([[choose(group, annotator, generator) for annotator in ANNOTATORS] for group in groups])

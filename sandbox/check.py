@@ -28,7 +28,7 @@ from align.samples import prompt_id
 from rewards.base import Reward
 from rewards.load import load_reward
 from sandbox import flaws, world
-from sandbox.annotators import choices
+from sandbox.annotators import choices, scores_of
 from sandbox.build.autoencoder import peak_signal_to_noise
 from sandbox.build.pictures import draw_pictures
 from sandbox.measure import Gold, measure
@@ -203,8 +203,8 @@ def score(reward: Reward, samples: Samples, device: torch.device) -> Float[Tenso
 
 def reward_numbers(samples: Samples, scores: dict[str, Float[Tensor, "prompt n"]]) -> Iterator[Number]:
     """Do the preference scores predict choices better than the CLIP they started from, and is there headroom?"""
-    groups = [row[start : start + SHOWN] for row in samples.golds for start in range(0, SAMPLES, SHOWN)]
-    chosen = choices(groups, seed=2)
+    seen = np.concatenate([scores_of(row).reshape(-1, SHOWN, 3) for row in samples.golds])
+    chosen = choices(seen, seed=2)
     right = {name: _right(values, chosen) for name, values in scores.items()}
     yield Number("held-out simulated choices", float(chosen.size), low=1000)
     for name, hits in right.items():

@@ -8,6 +8,7 @@ and what the drawing does not explain is implausible.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,7 +152,7 @@ def _find_objects(image: Image) -> list[Found]:
     amount, colour = _chroma(image)
     found: list[Found] = []
     for index, name in enumerate(_COLOUR_NAMES):
-        regions, count = ndimage.label((colour == index) & (amount > 0.2))
+        regions, count = cast("tuple[NDArray[np.int_], int]", ndimage.label((colour == index) & (amount > 0.2)))
         for region in range(1, count + 1):
             cover = np.where(regions == region, amount, 0)
             if cover.sum() > MIN_AREA_PX / 3:

@@ -268,7 +268,7 @@ OUTLINES: dict[str, Outline] = {
 }
 
 
-_CENTRES = np.arange(SIZE_PX) + 0.5
+_CENTRES = np.arange(SIZE_PX, dtype=np.float64) + 0.5
 
 
 def coverage(shape: str, x: float, y: float, radius: float) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
 
 
 def test_the_brightest_of_each_prompt_is_selected(finished: Path) -> None:
-    selected = load_dataset("imagefolder", data_dir=str(finished / "selected"), split="train")
+    selected: Any = load_dataset("imagefolder", data_dir=str(finished / "selected"), split="train")
     assert sorted(selected["text"]) == sorted(PROMPTS)
     store = SampleStore(finished / "samples")
     rows = store.rows()
@@ -182,7 +183,7 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def records(folder: Path) -> list[dict[str, float]]:
+def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +21,11 @@ from torch import Tensor
 
 from align.device import pick_device, set_threads
 from align.families.load import load_model
+from align.model import TextToImage
 from align.state import atomic_path
 from rewards.clip import load_clip
 from rewards.metrics import choice_accuracy
+from sandbox.annotators import choices
 from sandbox.build import autoencoder, clip, denoiser, hps
 from sandbox.build.card import write_card
 from sandbox.build.pictures import draw_pictures
@@ -30,8 +33,8 @@ from sandbox.weights import NAMES, WEIGHTS
 from sandbox.world import sample_captions
 
 SCRATCH = Path(__file__).parents[1] / ".build"
-STEPS = {"autoencoder": 2400, "clip": 1500, "denoiser": 4500, "rendered": 1000, "generated": 400}
-GROUPS = {"rendered": 3000, "generated": 500, "held out": 100}
+STEPS = {"autoencoder": 2400, "clip": 1500, "denoiser": 4500, "rendered": 1200, "generated": 800}
+GROUPS = {"rendered": 3000, "generated": 480, "held out": 80}
 
 
 class BudgetSpentError(Exception):
@@ -98,44 +101,46 @@ def _finished_autoencoder(folder: Path, accelerator: Accelerator) -> Autoencoder
 
 
 def build_hps(name: str, seed: int) -> Callable[[Path, Accelerator], None]:
-    """A builder of a preference score; those of two seeds see other scenes, other pictures and other choices."""
+    """A builder of a preference score; those of two seeds are shown other pictures of the same pool to other people."""
 
     def build(folder: Path, accelerator: Accelerator) -> None:
-        base = load_clip(WEIGHTS / "clip", torch.device("cpu")).model
-        stages = [_rendered(folder, seed), _generated(folder, seed, accelerator.device)]
+        pool, base = SCRATCH / "pictures", load_clip(WEIGHTS / "clip", torch.device("cpu")).model
+        sd = load_model(str(WEIGHTS / "sd"), accelerator.device)
+        stages = [
+            ("rendered", _rendered(pool), STEPS["rendered"]),
+            ("generated", _generated(pool, sd), STEPS["generated"]),
+        ]
         model = hps.build_hps(folder, base, stages, seed, accelerator).cpu()
-        quality = {"choice accuracy (1 of 4)": _accuracy(model, folder, seed, accelerator.device)}
         with atomic_path(WEIGHTS / name) as temporary:
             clip.save_clip(model, temporary)
+            quality = {"choice accuracy (1 of 4)": _accuracy(model, _held_out(pool, sd), seed)}
             write_card(temporary, {stage: folder / stage for stage, _, _ in stages}, quality)
 
     return build
 
 
-def _rendered(folder: Path, seed: int) -> tuple[str, hps.Choices, int]:
-    vae = AutoencoderKL.from_pretrained(WEIGHTS / "sd" / "vae").requires_grad_(False).eval()
+def _rendered(pool: Path) -> hps.Pictures:
+    vae: Any = AutoencoderKL.from_pretrained(WEIGHTS / "sd" / "vae").requires_grad_(False).eval()
 
     def through(images: Tensor) -> Tensor:
         return vae.decode(vae.encode(images * 2 - 1).latent_dist.mean).sample / 2 + 0.5
 
-    data = hps.render_choices(folder / "rendered", GROUPS["rendered"], "train", through, flawed=0.65, seed=seed)
-    return "rendered", data, STEPS["rendered"]
+    path = pool / "rendered.safetensors"
+    return hps.render_pictures(path, GROUPS["rendered"], "train", through, flawed=0.65, seed=5)
 
 
-def _generated(folder: Path, seed: int, device: torch.device) -> tuple[str, hps.Choices, int]:
-    texts = sample_captions(np.random.default_rng(seed), "train", GROUPS["generated"])
-    data = hps.generate_choices(
-        folder / "generated", load_model(str(WEIGHTS / "sd"), device, torch.float32), texts, seed
-    )
-    return "generated", data, STEPS["generated"]
+def _generated(pool: Path, sd: TextToImage) -> hps.Pictures:
+    texts = sample_captions(np.random.default_rng(5), "train", GROUPS["generated"])
+    return hps.generate_pictures(pool / "generated.safetensors", sd, texts, n=8, seed=5)
 
 
-def _accuracy(model: CLIP, folder: Path, seed: int, device: torch.device) -> float:
-    sd = load_model(str(WEIGHTS / "sd"), device, torch.float32)
-    texts = sample_captions(np.random.default_rng(seed), "dev", GROUPS["held out"])
-    data = hps.generate_choices(folder / "held-out", sd, texts, seed + 100)
-    chosen = torch.from_numpy(data.chosen)
-    cosines = hps.group_cosines(model, data)
+def _held_out(pool: Path, sd: TextToImage) -> hps.Pictures:
+    texts = sample_captions(np.random.default_rng(6), "dev", GROUPS["held out"])
+    return hps.generate_pictures(pool / "held-out.safetensors", sd, texts, n=hps.SHOWN, seed=6)
+
+
+def _accuracy(model: CLIP, pictures: hps.Pictures, seed: int) -> float:
+    cosines, chosen = hps.group_cosines(model, pictures), torch.from_numpy(choices(pictures.scores, seed))
     return float(np.mean([choice_accuracy(cosines, answers) for answers in chosen.T]))
 
 

@@ -1,6 +1,7 @@
 """The autoencoder of the sandbox's Stable Diffusion: 64x64x3 pixels to 16x16x4 latents and back."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,9 +53,9 @@ def build_autoencoder(folder: Path, accelerator: Accelerator, max_train_steps: i
 def new_autoencoder() -> AutoencoderKL:
     """An untrained autoencoder of 0.8 M parameters."""
     autoencoder = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 48, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpDecoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType]
+        block_out_channels=(16, 48, 64),  # pyright: ignore[reportArgumentType]
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=8,
@@ -66,7 +67,7 @@ def new_autoencoder() -> AutoencoderKL:
     return autoencoder
 
 
-def _loss(module: nn.Module, images: Float[Tensor, "batch 3 64 64"], generator: torch.Generator) -> Float[Tensor, ""]:
+def _loss(module: Any, images: Float[Tensor, "batch 3 64 64"], generator: torch.Generator) -> Float[Tensor, ""]:
     """Squared error of the reconstruction, and of its chroma, plus the weighted KL divergence to a unit Gaussian."""
     images = images.to(next(module.parameters()).device) * 2 - 1
     encoded = module.encode(images).latent_dist
@@ -78,14 +79,14 @@ def _loss(module: nn.Module, images: Float[Tensor, "batch 3 64 64"], generator: 
 
 
 @torch.no_grad()
-def latent_deviation(autoencoder: AutoencoderKL, pictures: Pictures) -> float:
+def latent_deviation(autoencoder: Any, pictures: Pictures) -> float:
     """Standard deviation of the latents of 256 pictures, over all channels."""
     latents = autoencoder.encode(pictures.images(np.arange(256)) * 2 - 1).latent_dist.mean
     return float(latents.std())
 
 
 @torch.no_grad()
-def peak_signal_to_noise(autoencoder: AutoencoderKL, images: Float[Tensor, "batch 3 64 64"]) -> float:
+def peak_signal_to_noise(autoencoder: Any, images: Float[Tensor, "batch 3 64 64"]) -> float:
     """PSNR in dB of reconstructions from the mean latent, pixels in [0, 1]; mean over images."""
     decoded = autoencoder.decode(autoencoder.encode(images * 2 - 1).latent_dist.mean).sample
     error = ((decoded / 2 + 0.5).clamp(0, 1) - images).square().mean(dim=(1, 2, 3))

@@ -7,6 +7,7 @@ schedule that leaks their brightness into the last step makes all of them grey.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from jaxtyping import Float
-from open_clip import CLIP
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -49,7 +49,7 @@ def build_denoiser(
     latents = cached_latents(folder / "latents.safetensors", autoencoder, pictures)
     captions, caption_of = np.unique(pictures.captions, return_inverse=True)
     embeddings = encode_captions(text_encoder, ["", *captions.tolist()])
-    schedule = DDPMScheduler.from_config(new_scheduler().config)
+    schedule: Any = DDPMScheduler.from_config(new_scheduler().config)
     device = accelerator.device
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
@@ -113,10 +113,10 @@ def new_scheduler() -> DPMSolverMultistepScheduler:
     )
 
 
-def text_encoder_of(clip: CLIP) -> CLIPTextModel:
+def text_encoder_of(clip: Any) -> CLIPTextModel:
     """The text tower of an open_clip model as the `CLIPTextModel` of a diffusers pipeline."""
     width, layers = clip.ln_final.weight.shape[0], len(clip.transformer.resblocks)
-    tokenizer = build_tokenizer()
+    tokenizer: Any = build_tokenizer()
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -139,7 +139,7 @@ def text_encoder_of(clip: CLIP) -> CLIPTextModel:
     return model.eval().requires_grad_(False)
 
 
-def _renamed(clip: CLIP) -> dict[str, Tensor]:
+def _renamed(clip: Any) -> dict[str, Tensor]:
     """The tensors of open_clip's text tower under the names of transformers; attention projections split in three."""
     tensors = {
         "embeddings.token_embedding.weight": clip.token_embedding.weight,
@@ -167,7 +167,7 @@ def encode_captions(text_encoder: CLIPTextModel, captions: list[str]) -> Float[T
 
 
 @torch.no_grad()
-def cached_latents(path: Path, autoencoder: AutoencoderKL, pictures: Pictures) -> Float[Tensor, "n 4 16 16"]:
+def cached_latents(path: Path, autoencoder: Any, pictures: Pictures) -> Float[Tensor, "n 4 16 16"]:
     """Scaled latents of all pictures, encoded once and kept beside the checkpoints."""
     if not path.exists():
         chunks = np.array_split(np.arange(len(pictures)), max(1, len(pictures) // 64))
@@ -187,7 +187,7 @@ def save_pipeline(
         text_encoder=text_encoder,
         tokenizer=build_tokenizer(),
         unet=unet,
-        scheduler=new_scheduler(),
+        scheduler=new_scheduler(),  # pyright: ignore[reportArgumentType]
         safety_checker=None,  # pyright: ignore[reportArgumentType]
         feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,

@@ -20,7 +20,11 @@ def build_tokenizer() -> CLIPTokenizer:
     tokens += dict.fromkeys(left + right for left, right in merges)
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+    return CLIPTokenizer(
+        vocab=vocabulary,
+        merges=merges,  # pyright: ignore[reportArgumentType]
+        model_max_length=MAX_TOKENS,
+    )
 
 
 def save_tokenizer(folder: Path) -> int:

@@ -24,9 +24,15 @@ def tiny_v_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("tiny") / "v", "v_prediction", seed=1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_model(tiny_folder: Path) -> TextToImage:
-    """The tiny model that predicts noise, loaded anew for each test."""
+    """The tiny model that predicts noise; not to be changed."""
+    return load_model(tiny_folder, torch.device("cpu"))
+
+
+@pytest.fixture
+def fresh_model(tiny_folder: Path) -> TextToImage:
+    """The same model, loaded for one test that changes it."""
     return load_model(tiny_folder, torch.device("cpu"))
 
 

@@ -95,6 +95,9 @@ def test_unknown_tracker_is_refused(tmp_path: Path) -> None:
         Log(tmp_path, ["wanbd"])
 
 
+WANDB_FOLDERS = ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR")
+
+
 class FakeRun:
     """What W&B was told."""
 
@@ -119,7 +122,7 @@ def fake_wandb(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeRun, list[dict[str,
     run, calls = FakeRun(), []
 
     def init(**arguments: Any) -> FakeRun:
-        folders = {name: os.environ.get(name) for name in ("WANDB_DIR", "WANDB_CONFIG_DIR")}
+        folders = {name: os.environ.get(name) for name in WANDB_FOLDERS}
         calls.append(arguments | folders)
         return run
 
@@ -171,6 +174,14 @@ def test_wandb_environment_is_left_as_it_was(
     log.close()
     log.close()
     assert dict(os.environ) == before
+
+
+def test_offline_all_wandb_folders_are_inside_the_run(
+    tmp_path: Path, fake_wandb: tuple[FakeRun, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    Log(tmp_path, ["wandb"]).close()
+    assert all(Path(fake_wandb[1][0][name]).is_relative_to(tmp_path) for name in WANDB_FOLDERS)
 
 
 def test_wandb_images_carry_their_captions(tmp_path: Path, fake_wandb: tuple[FakeRun, list[dict[str, Any]]]) -> None:

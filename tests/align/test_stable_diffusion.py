@@ -93,12 +93,13 @@ class TestSample:
         assert ours.dtype == torch.float32
         assert_same(ours, theirs)
 
-    def test_negative_prompt_equals_the_bare_pipeline_and_matters(self, tiny_folder: Path) -> None:
-        model = load_model(tiny_folder, CPU)
+    def test_negative_prompt_equals_the_bare_pipeline_and_matters(
+        self, tiny_folder: Path, tiny_model: TextToImage
+    ) -> None:
         sampling = Sampling(6, 5.0, negative_prompt="ugly, grey")
-        ours = model.sample(PROMPTS, SEEDS, sampling)
+        ours = tiny_model.sample(PROMPTS, SEEDS, sampling)
         assert_same(ours, pictures(bare_pipeline(tiny_folder), PROMPTS, SEEDS, sampling))
-        assert (ours - model.sample(PROMPTS, SEEDS, Sampling(6, 5.0))).abs().max() > 10 * STEP
+        assert (ours - tiny_model.sample(PROMPTS, SEEDS, Sampling(6, 5.0))).abs().max() > 10 * STEP
 
     def test_prompt_seed_and_guidance_each_matter(self, tiny_model: TextToImage) -> None:
         sampling = Sampling(6, 3.0)
@@ -136,13 +137,13 @@ class TestSample:
         torch.manual_seed(2)
         assert torch.equal(first, tiny_model.sample(PROMPTS, SEEDS, sampling))
 
-    def test_guidance_is_one_batched_forward_and_none_saves_the_negative_half(self, tiny_model: TextToImage) -> None:
+    def test_guidance_is_one_batched_forward_and_none_saves_the_negative_half(self, fresh_model: TextToImage) -> None:
         sizes: list[int] = []
-        tiny_model.denoiser.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
-        tiny_model.sample(PROMPTS, SEEDS, Sampling(4, 5.0))
+        fresh_model.denoiser.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
+        fresh_model.sample(PROMPTS, SEEDS, Sampling(4, 5.0))
         assert sizes == [6] * 4
         sizes.clear()
-        tiny_model.sample(PROMPTS, SEEDS, Sampling(4, 1.0))
+        fresh_model.sample(PROMPTS, SEEDS, Sampling(4, 1.0))
         assert sizes == [3] * 4
 
     def test_each_different_prompt_is_encoded_once(
@@ -159,9 +160,9 @@ class TestSample:
         tiny_model.sample(PROMPTS, SEEDS, Sampling(2, 5.0))
         assert sorted(encoded) == ["", "a red circle", "two blue stars"]
 
-    def test_gives_no_gradient_even_where_the_denoiser_trains(self, tiny_model: TextToImage) -> None:
-        tiny_model.denoiser.requires_grad_(True)
-        assert not tiny_model.sample(["a red circle"], [1], Sampling(2, 3.0)).requires_grad
+    def test_gives_no_gradient_even_where_the_denoiser_trains(self, fresh_model: TextToImage) -> None:
+        fresh_model.denoiser.requires_grad_(True)
+        assert not fresh_model.sample(["a red circle"], [1], Sampling(2, 3.0)).requires_grad
 
     @pytest.mark.parametrize(("prompts", "seeds"), [([], []), (["a", "b"], [1]), (["a"], [1, 2])])
     def test_prompts_and_seeds_must_pair(self, tiny_model: TextToImage, prompts: list[str], seeds: list[int]) -> None:
