@@ -14,7 +14,7 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_N
 from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.training_utils import cast_training_params
 from diffusers.utils import convert_state_dict_to_diffusers
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -24,6 +24,7 @@ from align.model import TextToImage
 from align.state import atomic_path
 
 ADAPTER = "default"
+_TO_PEFT = {".lora.down.": ".lora_A.", ".lora.up.": ".lora_B."}
 
 
 def inject(module: nn.Module, rank: int, lora_alpha: int, target_modules: Sequence[str], seed: int) -> None:
@@ -96,17 +97,18 @@ def load_lora(model: TextToImage, path: Path) -> None:
     if _lora_layers(model.denoiser):
         raise ValueError(f"The model has a LoRA already; it can hold one. Eject it before loading {path}.")
     file = path / LORA_WEIGHT_NAME_SAFE if path.is_dir() else path
-    tensors, metadata = _read(file)
-    _check_keys(file, tensors, model.denoiser_name)
+    tensors, metadata = _read(file, model.denoiser_name)
     assert isinstance(model.denoiser, PeftAdapterMixin)
     try:
-        model.denoiser.load_lora_adapter(tensors, prefix=model.denoiser_name, metadata=metadata, adapter_name=ADAPTER)
+        model.denoiser.load_lora_adapter(tensors, prefix=None, metadata=metadata, adapter_name=ADAPTER)
         _check_placed(model.denoiser, len(tensors))
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
         if _lora_layers(model.denoiser):
             eject(model.denoiser)
         raise ValueError(f"{file} does not fit this model: {error}. Use a LoRA that was trained on it.") from error
     _finish(model.denoiser)
+    # Once more, as peft has rounded them to the precision of the frozen weights.
+    set_peft_model_state_dict(model.denoiser, tensors, ADAPTER)
 
 
 def lora_digest(module: nn.Module) -> bytes:
@@ -146,13 +148,13 @@ def _linear_names(module: nn.Module) -> list[str]:
     return sorted({name.rsplit(".", 1)[-1] for name in linear})
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+def _read(file: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """The tensors of a LoRA file by peft's names, and the settings of its LoRA where they are there."""
     try:
         with safe_open(file, framework="pt") as handle:
             tensors: dict[str, Tensor] = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
             header: dict[str, str] = handle.metadata() or {}
-        text = header.get(LORA_ADAPTER_METADATA_KEY)
-        return tensors, json.loads(text) if text else None
+        metadata = json.loads(header.get(LORA_ADAPTER_METADATA_KEY, "{}"))
     except FileNotFoundError as error:
         raise ValueError(
             f"There is no LoRA at {file}. Give a .safetensors file, or a folder that holds {LORA_WEIGHT_NAME_SAFE}."
@@ -161,6 +163,16 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         raise ValueError(
             f"The LoRA {file} cannot be read ({error}); it must be a complete safetensors file. Save or copy it again."
         ) from error
+    _check_keys(file, tensors, prefix)
+    return _without(prefix, tensors, _TO_PEFT), _without(prefix, metadata, {}) or None
+
+
+def _without(prefix: str, entries: Mapping[str, Any], renames: Mapping[str, str]) -> dict[str, Any]:
+    """Entries by their names without the prefix, parts of them renamed."""
+    names = {name: name.removeprefix(f"{prefix}.") for name in entries}
+    for old, new in renames.items():
+        names = {name: short.replace(old, new) for name, short in names.items()}
+    return {short: entries[name] for name, short in names.items()}
 
 
 def _check_placed(module: nn.Module, tensors: int) -> None:

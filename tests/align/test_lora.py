@@ -57,7 +57,7 @@ class TestInject:
         inject_into(fresh_model)
         parts = {f"{target}.lora_{part}.default.weight" for target in targets for part in "AB"}
         assert trained(fresh_model.denoiser).keys() == parts
-        assert len(targets) == 24  # 3 blocks with attention to self and text, of 4 projections each
+        assert len(targets) == 32  # 4 blocks with attention to self and text, of 4 projections each
 
     def test_is_the_low_rank_update_of_the_paper(self) -> None:
         layer = nn.Sequential(nn.Linear(5, 3))
@@ -141,8 +141,8 @@ class TestEject:
     def test_works_on_any_module(self) -> None:
         module = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.ReLU(), nn.Linear(3, 2)))
         names = [(name, type(child)) for name, child in module.named_modules()]
-        inject(module, 2, 2, ["0", "1.1"], seed=0)
-        assert len(trained(module)) == 4
+        inject(module, 2, 2, ["1.1"], seed=0)
+        assert len(trained(module)) == 2
         eject(module)
         assert [(name, type(child)) for name, child in module.named_modules()] == names
 
@@ -248,7 +248,7 @@ class TestFile:
             lambda tensors: tensors.update(
                 {f"unet.deep.attn1.to_q.lora.{part}.weight": torch.ones(4, 4) for part in ("up", "down")}
             ),
-            "48 of its 50 tensors have a place in it",
+            "64 of its 66 tensors have a place in it",
         ),
     }
 
@@ -270,8 +270,8 @@ class TestFile:
         assert model.fingerprint == tiny_model.fingerprint
         assert torch.equal(picture(model), picture(tiny_model))
 
-    def test_a_damaged_one_is_refused(self, fresh_model: TextToImage, tuned: TextToImage, tmp_path: Path) -> None:
+    def test_a_damaged_one_is_refused(self, tiny_model: TextToImage, tuned: TextToImage, tmp_path: Path) -> None:
         file = save_lora(tuned, tmp_path)
         file.write_bytes(file.read_bytes()[:-10])
         with pytest.raises(ValueError, match=f"The LoRA {file} cannot be read"):
-            load_lora(fresh_model, file)
+            load_lora(tiny_model, file)
