@@ -100,7 +100,12 @@ def load_lora(model: TextToImage, path: Path) -> None:
     tensors, metadata = _read(file, model.denoiser_name)
     assert isinstance(model.denoiser, PeftAdapterMixin)
     try:
-        model.denoiser.load_lora_adapter(tensors, prefix=None, metadata=metadata, adapter_name=ADAPTER)
+        model.denoiser.load_lora_adapter(
+            tensors,
+            prefix=None,  # pyright: ignore[reportArgumentType]  # its own default says str, its documentation None
+            metadata=metadata,
+            adapter_name=ADAPTER,
+        )
         _check_placed(model.denoiser, len(tensors))
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
         if _lora_layers(model.denoiser):

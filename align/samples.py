@@ -238,10 +238,10 @@ def _read_png(path: Path) -> Float[Tensor, "3 h w"]:
 
 
 def _is_complete_png(path: Path) -> bool:
-    """Whether the file is there and decodes to its end."""
+    """Whether the file is there, to its end, with the checksums of a PNG."""
     try:
         with Image.open(path) as image:
-            image.load()
+            image.verify()
     except (OSError, SyntaxError):
         return False
     return True

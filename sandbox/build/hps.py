@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from open_clip import CLIP
 from safetensors.torch import load_file, save_file
@@ -28,13 +28,18 @@ from rewards.training.choice import choice_loss
 from sandbox.annotators import ANNOTATORS, choose, scores_of
 from sandbox.build.clip import image_normalised, tokenize
 from sandbox.build.pictures import to_bytes
+from sandbox.build.symmetry import Symmetry
 from sandbox.flaws import random_flaw
 from sandbox.measure import measure
-from sandbox.world import Split, caption, lay_out, render, sample_spec
+from sandbox.world import Split, caption, captions, lay_out, parse, render, sample_spec, split_of
 
 SHOWN = 4
 """Pictures shown for one prompt, as most often in the paper's data."""
-GROUPS_PER_STEP = 20
+PICTURES_PER_STEP = 80
+QUESTIONS = 16
+"""How often a step asks about the pictures of one prompt: each time another person about another four of them."""
+LOGIT_SCALE = 10.0
+"""Where tuning starts. A CLIP is much surer of its cosines than people are of their choices."""
 NUM_INFERENCE_STEPS = 12
 
 
@@ -52,12 +57,14 @@ def build_hps(
 ) -> CLIP:
     """Tune a CLIP in `folder` (resumable) on the pictures of each named stage, for its number of steps."""
     clip = clip.to(accelerator.device).requires_grad_(True)
+    with torch.no_grad():
+        clip.logit_scale.fill_(np.log(LOGIT_SCALE))
     for name, pictures, steps in stages:
         settings = TrainSettings(
             max_train_steps=steps,
-            learning_rate=5e-4,
+            learning_rate=4e-4,
             lr_scheduler="cosine",
-            lr_warmup_steps=min(100, steps // 5),
+            lr_warmup_steps=50,
             adam_beta2=0.98,
             adam_weight_decay=0.05,
             ema_decay=0.99,
@@ -69,29 +76,57 @@ def build_hps(
     return clip
 
 
-def _batches(pictures: Pictures, seed: int, device: torch.device) -> Callable[[int], tuple[Tensor, Tensor, Tensor]]:
-    """Show some pictures of some prompts to random people; a pure function of the step."""
-    tokens, available = tokenize(pictures.captions), pictures.pixels.shape[1]
+@dataclass(frozen=True)
+class Asked:
+    """Pictures of some prompts, the questions (which of them were shown) and the answers (which of those was chosen)."""
 
-    def batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
+    images: Float[Tensor, "group n 3 64 64"]
+    tokens: Int[Tensor, "group 32"]
+    shown: Int[Tensor, "group question four"]
+    chosen: Int[Tensor, "group question"]
+
+
+def _batches(pictures: Pictures, seed: int, device: torch.device) -> Callable[[int], Asked]:
+    """Show pictures, under a symmetry of the world, to random people; a pure function of the step."""
+    texts = captions("train")
+    tokens, row = tokenize(texts), {text: index for index, text in enumerate(texts)}
+    n = pictures.pixels.shape[1]
+
+    def batch(step: int) -> Asked:
         generator = np.random.default_rng((seed, step))
-        groups = generator.choice(len(tokens), size=GROUPS_PER_STEP, replace=False)
-        shown = np.stack([generator.permutation(available)[:SHOWN] for _ in groups])
-        people = generator.integers(len(ANNOTATORS), size=GROUPS_PER_STEP)
-        seen = zip(pictures.scores[groups[:, None], shown], people, strict=True)
-        chosen = [choose(scores, ANNOTATORS[person], generator) for scores, person in seen]
-        images = pictures.pixels[groups[:, None], shown].to(device).float() / 255
-        return images, tokens[groups].to(device), torch.tensor(chosen, device=device)
+        groups = generator.choice(len(pictures.captions), size=PICTURES_PER_STEP // n, replace=False)
+        moved = [_moved(pictures.captions[group], pictures.pixels[group], generator) for group in groups]
+        shown = np.stack([[generator.permutation(n)[:SHOWN] for _ in range(QUESTIONS)] for _ in groups])
+        chosen = [
+            [_ask(pictures.scores[g, four], generator) for four in rows] for g, rows in zip(groups, shown, strict=True)
+        ]
+        return Asked(
+            torch.stack([pixels for _, pixels in moved]).to(device).float() / 255,
+            tokens[[row[text] for text, _ in moved]].to(device),
+            torch.from_numpy(shown).to(device),
+            torch.tensor(chosen, device=device),
+        )
 
     return batch
 
 
-def _loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator) -> Float[Tensor, ""]:
+def _moved(text: str, pixels: Tensor, generator: np.random.Generator) -> tuple[str, Tensor]:
+    """The pictures and their caption under a random symmetry, unless that leads out of the training split."""
+    symmetry = Symmetry.draw(generator)
+    moved = caption(symmetry.spec(parse(text)))
+    return (moved, symmetry.pixels(pixels)) if split_of(moved) == "train" else (text, pixels)
+
+
+def _ask(scores: NDArray[np.float64], generator: np.random.Generator) -> int:
+    return choose(scores, ANNOTATORS[generator.integers(len(ANNOTATORS))], generator)
+
+
+def _loss(model: nn.Module, asked: Asked, generator: torch.Generator) -> Float[Tensor, ""]:
     del generator
-    images, tokens, chosen = batch
-    image_features, text_features, scale = model(image_normalised(images.flatten(0, 1)), tokens)
-    cosines = (image_features.unflatten(0, chosen.shape + (-1,)) * text_features[:, None]).sum(-1)
-    return choice_loss(cosines, chosen, scale.clamp(max=100).log())
+    image_features, text_features, scale = model(image_normalised(asked.images.flatten(0, 1)), asked.tokens)
+    cosines = (image_features.unflatten(0, asked.images.shape[:2]) * text_features[:, None]).sum(-1)
+    seen = cosines[:, None].expand(-1, asked.shown.shape[1], -1).gather(2, asked.shown)
+    return choice_loss(seen.flatten(0, 1), asked.chosen.flatten(), scale.clamp(max=100).log())
 
 
 # --- what people are shown ------------------------------------------------------------------------------------------
@@ -102,23 +137,23 @@ def render_pictures(
 ) -> Pictures:
     """Groups of rendered scenes, each flawed with probability `flawed`, seen `through` the autoencoder."""
     generator = np.random.default_rng(seed)
-    captions: list[str] = []
+    texts: list[str] = []
     drawn: list[NDArray[np.uint8]] = []
     for _ in range(groups):
         spec = sample_spec(generator, split)
-        captions.append(caption(spec))
+        texts.append(caption(spec))
         for _ in range(SHOWN):
             scene = lay_out(spec, generator)
             bad = generator.random() < flawed
             drawn.append(to_bytes(random_flaw(scene, generator).image if bad else render(scene)))
     images = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2)
-    return _kept(path, captions, lambda: torch.cat([_bytes(through(chunk / 255)) for chunk in images.split(64)]))
+    return _kept(path, texts, lambda: torch.cat([_bytes(through(chunk / 255)) for chunk in images.split(64)]))
 
 
 def generate_pictures(
     path: Path,
     model: TextToImage,
-    captions: list[str],
+    prompts: list[str],
     n: int,
     seed: int,
     guidance_scales: tuple[float, ...] = (2.0, 3.0, 5.0),
@@ -126,29 +161,29 @@ def generate_pictures(
     """The model's own pictures, `n` of each caption; guidance varies by caption, as people's settings do."""
 
     def draw(index: int) -> Tensor:
-        texts = [text for text in captions[index : index + 8] for _ in range(n)]
+        texts = [text for text in prompts[index : index + 8] for _ in range(n)]
         seeds = [image_seed(seed, prompt_id(text), number % n) for number, text in enumerate(texts)]
         scale = guidance_scales[index // 8 % len(guidance_scales)]
         return _bytes(model.sample(texts, seeds, Sampling(NUM_INFERENCE_STEPS, scale)).cpu())
 
-    return _kept(path, captions, lambda: torch.cat([draw(index) for index in range(0, len(captions), 8)]))
+    return _kept(path, prompts, lambda: torch.cat([draw(index) for index in range(0, len(prompts), 8)]))
 
 
-def _kept(path: Path, captions: list[str], draw: Callable[[], Tensor]) -> Pictures:
+def _kept(path: Path, texts: list[str], draw: Callable[[], Tensor]) -> Pictures:
     """Draw the pictures and measure them, once: both are kept in the file."""
     if not path.exists():
-        pixels = draw().unflatten(0, (len(captions), -1)).contiguous()
-        scores = torch.from_numpy(measured(pixels, captions))
+        pixels = draw().unflatten(0, (len(texts), -1)).contiguous()
+        scores = torch.from_numpy(measured(pixels, texts))
         with atomic_path(path) as temporary:
             save_file({"pixels": pixels, "scores": scores}, temporary)
     tensors = load_file(path)
-    return Pictures(tensors["pixels"], captions, tensors["scores"].numpy())
+    return Pictures(tensors["pixels"], texts, tensors["scores"].numpy())
 
 
-def measured(pixels: UInt8[Tensor, "group n 3 64 64"], captions: list[str]) -> Float[np.ndarray, "group n 3"]:
+def measured(pixels: UInt8[Tensor, "group n 3 64 64"], texts: list[str]) -> Float[np.ndarray, "group n 3"]:
     """What an annotator sees of every picture."""
     images = pixels.permute(0, 1, 3, 4, 2).numpy() / 255
-    groups = zip(images, captions, strict=True)
+    groups = zip(images, texts, strict=True)
     return np.stack([scores_of([measure(image, text) for image in group]) for group, text in groups])
 
 

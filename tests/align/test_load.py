@@ -20,9 +20,9 @@ from align.model import TextToImage
 CPU = torch.device("cpu")
 
 
-def edit_json(**changes: Any) -> Callable[[Path], None]:
+def edit_json(**changes: Any) -> Callable[[Path], object]:
     """Change keys of a JSON file."""
-    return lambda file: file.write_text(json.dumps(json.loads(file.read_text()) | changes)) and None
+    return lambda file: file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def truncate(file: Path) -> None:
@@ -46,16 +46,16 @@ def pickle_instead(file: Path) -> None:
 UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
 
-DAMAGES: dict[str, tuple[str, Callable[[Path], None], str]] = {
+DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no index": ("model_index.json", Path.unlink, "has no model_index.json"),
     "torn index": (
         "model_index.json",
-        lambda file: file.write_text("{") and None,
+        lambda file: file.write_text("{"),
         "model_index.json is not valid JSON",
     ),
     "index of something else": (
         "model_index.json",
-        lambda file: file.write_text("[]") and None,
+        lambda file: file.write_text("[]"),
         "the pipeline class None",
     ),
     "unknown class": (
@@ -65,7 +65,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     ),
     "unet not listed": (
         "model_index.json",
-        lambda file: file.write_text('{"_class_name": "StableDiffusionPipeline", "vae": []}') and None,
+        lambda file: file.write_text('{"_class_name": "StableDiffusionPipeline", "vae": []}'),
         "does not list scheduler, text_encoder, tokenizer, unet",
     ),
     "truncated unet": (UNET, truncate, f"{UNET} is damaged"),
@@ -80,7 +80,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "text encoder lacks a tensor": (TEXT, drop_tensor, "text_encoder lack 1 tensors"),
     "torn unet configuration": (
         "unet/config.json",
-        lambda file: file.write_text("{") and None,
+        lambda file: file.write_text("{"),
         "unet/config.json is not valid JSON",
     ),
     "no unet configuration": ("unet/config.json", Path.unlink, "It must hold a config.json"),
