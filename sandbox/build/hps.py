@@ -97,9 +97,8 @@ def _batches(pictures: Pictures, seed: int, device: torch.device) -> Callable[[i
         groups = generator.choice(len(pictures.captions), size=PICTURES_PER_STEP // n, replace=False)
         moved = [_moved(pictures.captions[group], pictures.pixels[group], generator) for group in groups]
         shown = np.stack([[generator.permutation(n)[:SHOWN] for _ in range(QUESTIONS)] for _ in groups])
-        chosen = [
-            [_ask(pictures.scores[g, four], generator) for four in rows] for g, rows in zip(groups, shown, strict=True)
-        ]
+        people = zip(pictures.scores[groups], shown, strict=True)
+        chosen = [[_ask(scores[four], generator) for four in questions] for scores, questions in people]
         return Asked(
             torch.stack([pixels for _, pixels in moved]).to(device).float() / 255,
             tokens[[row[text] for text, _ in moved]].to(device),
