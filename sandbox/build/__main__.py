@@ -33,7 +33,7 @@ from sandbox.weights import NAMES, WEIGHTS
 from sandbox.world import sample_captions
 
 SCRATCH = Path(__file__).parents[1] / ".build"
-STEPS = {"autoencoder": 2400, "clip": 1500, "denoiser": 4500, "rendered": 1500, "generated": 800}
+STEPS = {"autoencoder": 2400, "clip": 1500, "denoiser": 4500, "rendered": 800, "generated": 300}
 GROUPS = {"rendered": 3000, "generated": 480, "held out": 80}
 
 

@@ -78,7 +78,7 @@ def build_hps(
 
 @dataclass(frozen=True)
 class Asked:
-    """Pictures of some prompts, the questions (which of them were shown) and the answers (which of those was chosen)."""
+    """Pictures of some prompts, the questions (which of them were shown) and the answers (which of these was best)."""
 
     images: Float[Tensor, "group n 3 64 64"]
     tokens: Int[Tensor, "group 32"]
