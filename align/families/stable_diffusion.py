@@ -219,7 +219,7 @@ def _load_component(cls: Any, folder: Path, **precision: torch.dtype) -> Any:
             f"{folder} cannot be loaded as {cls.__name__} ({error}). It must hold a config.json and complete "
             ".safetensors files (pickled .bin files are not read). Restore it from the model's source."
         ) from error
-    if absent := [*info["missing_keys"], *info["mismatched_keys"]]:
+    if absent := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
         raise ValueError(
             f"The weights in {folder} lack {len(absent)} tensors, such as {absent[0]}. Restore them from their source."
         )

@@ -12,7 +12,7 @@ from sandbox.measure import measure
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-@pytest.mark.parametrize("channels", permutations(range(3)))
+@pytest.mark.parametrize("channels", list(permutations(range(3))))
 def test_gold_does_not_change(mirror: bool, channels: tuple[int, ...]) -> None:
     symmetry, generator = Symmetry(mirror, channels), np.random.default_rng(sum(channels[:2]))
     scene = world.lay_out(world.sample_spec(generator, "train"), generator)
