@@ -24,9 +24,9 @@ PROMPTS = ["a cat", "two dogs", "a red house"]
 
 
 @pytest.fixture
-def store(tiny_model: TextToImage, tmp_path: Path) -> SampleStore:
+def store(fresh_model: TextToImage, tmp_path: Path) -> SampleStore:
     with Log(tmp_path) as log:
-        return generate(tiny_model, PROMPTS, 2, tmp_path / "samples", 0, 6, Sampling(2, 2.0), log)
+        return generate(fresh_model, PROMPTS, 2, tmp_path / "samples", 0, 6, Sampling(2, 2.0), log)
 
 
 def test_every_image_comes_once_an_epoch() -> None:
@@ -41,14 +41,14 @@ def test_a_batch_may_be_larger_than_an_epoch() -> None:
     assert Counter(shuffled(3, 8, 0)(0).tolist()).most_common()[0][1] == 3
 
 
-def test_encoded_data_are_those_of_the_model(tiny_model: TextToImage, store: SampleStore, tmp_path: Path) -> None:
+def test_encoded_data_are_those_of_the_model(fresh_model: TextToImage, store: SampleStore, tmp_path: Path) -> None:
     rows = store.rows()
     with Log(tmp_path) as log:
-        data = encode(tiny_model, store, rows, 4, log)
-    torch.testing.assert_close(data.latents, tiny_model.encode_images(store.load(rows)))
+        data = encode(fresh_model, store, rows, 4, log)
+    torch.testing.assert_close(data.latents, fresh_model.encode_images(store.load(rows)))
     assert data.embeddings.shape[0] == 1 + len(PROMPTS)
     for row, index in zip(rows, data.prompt_of.tolist(), strict=True):
-        torch.testing.assert_close(data.embeddings[index], tiny_model.encode_prompts([row.text])[0])
+        torch.testing.assert_close(data.embeddings[index], fresh_model.encode_prompts([row.text])[0])
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
@@ -61,15 +61,15 @@ def train_in(folder: Path, model: TextToImage, store: SampleStore, settings: Lor
 
 
 def test_training_learns_and_leaves_the_model_as_it_was(
-    tiny_model: TextToImage, store: SampleStore, tmp_path: Path
+    fresh_model: TextToImage, store: SampleStore, tmp_path: Path
 ) -> None:
-    before = {name: value.clone() for name, value in tiny_model.denoiser.state_dict().items()}
-    train_in(tmp_path / "run", tiny_model, store)
-    after = tiny_model.denoiser.state_dict()
+    before = {name: value.clone() for name, value in fresh_model.denoiser.state_dict().items()}
+    train_in(tmp_path / "run", fresh_model, store)
+    after = fresh_model.denoiser.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    error = denoising_error(tiny_model, store)
-    lora.load_lora(tiny_model, tmp_path / "run" / "lora")
-    assert denoising_error(tiny_model, store) < 0.95 * error
+    error = denoising_error(fresh_model, store)
+    lora.load_lora(fresh_model, tmp_path / "run" / "lora")
+    assert denoising_error(fresh_model, store) < 0.95 * error
     assert len(read_metrics(tmp_path / "run")) == LOOP.max_train_steps
 
 
@@ -85,10 +85,10 @@ def denoising_error(model: TextToImage, store: SampleStore) -> float:
 
 
 def test_a_stopped_training_ends_with_the_same_lora(
-    tiny_model: TextToImage, store: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fresh_model: TextToImage, store: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_in(tmp_path / "whole", tiny_model, store)
-    steps, add_noise = 0, type(tiny_model).add_noise
+    train_in(tmp_path / "whole", fresh_model, store)
+    steps, add_noise = 0, type(fresh_model).add_noise
 
     def stopping(*arguments: Tensor) -> Tensor:
         nonlocal steps
@@ -97,18 +97,18 @@ def test_a_stopped_training_ends_with_the_same_lora(
             raise InterruptedError
         return add_noise(*arguments)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(type(tiny_model), "add_noise", stopping)
+    monkeypatch.setattr(type(fresh_model), "add_noise", stopping)
     with pytest.raises(InterruptedError):
-        train_in(tmp_path / "stopped", tiny_model, store)
-    lora.eject(tiny_model.denoiser)  # a new process starts without it
-    train_in(tmp_path / "stopped", tiny_model, store)
+        train_in(tmp_path / "stopped", fresh_model, store)
+    lora.eject(fresh_model.denoiser)  # a new process starts without it
+    train_in(tmp_path / "stopped", fresh_model, store)
     whole, stopped = tensors(tmp_path / "whole"), tensors(tmp_path / "stopped")
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
 
 
-def test_a_trained_lora_is_not_trained_again(tiny_model: TextToImage, store: SampleStore, tmp_path: Path) -> None:
+def test_a_trained_lora_is_not_trained_again(fresh_model: TextToImage, store: SampleStore, tmp_path: Path) -> None:
     short = replace(TRAINING, loop=replace(LOOP, max_train_steps=2))
-    train_in(tmp_path / "run", tiny_model, store, short)
+    train_in(tmp_path / "run", fresh_model, store, short)
     before = (tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors").stat().st_mtime_ns
-    train_in(tmp_path / "run", tiny_model, store, short)
+    train_in(tmp_path / "run", fresh_model, store, short)
     assert (tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors").stat().st_mtime_ns == before
