@@ -9,7 +9,8 @@ CONFIG := recipes/configs/filter_finetune/sandbox.yaml
 .PHONY: demo test lint
 
 demo: $(READY)  ## The main job on the sandbox: generate, score, select, fine-tune, evaluate, report.
-	$(BIN)/accelerate launch recipes/filter_finetune.py --config $(CONFIG)
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		recipes/filter_finetune.py --config $(CONFIG)
 
 test: $(READY)
 	$(BIN)/pytest
