@@ -13,7 +13,6 @@ import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.training_utils import cast_training_params
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
@@ -24,7 +23,6 @@ from align.model import TextToImage
 from align.state import atomic_path
 
 ADAPTER = "default"
-_TO_PEFT = {".lora.down.": ".lora_A.", ".lora.up.": ".lora_B."}
 
 
 def inject(module: nn.Module, rank: int, lora_alpha: int, target_modules: Sequence[str], seed: int) -> None:
@@ -71,11 +69,8 @@ def save_lora(model: TextToImage, folder: Path) -> Path:
     The file is what diffusers' `load_lora_weights` reads, its alpha included.
     """
     configs: Any = model.denoiser.peft_config
-    config: LoraConfig = configs[ADAPTER]
-    # Only what differs from peft's defaults: a reader's LoraConfig refuses the keys of a newer peft.
-    described = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules or ())}
-    metadata = {f"{model.denoiser_name}.{key}": value for key, value in described.items()}
-    tensors = convert_state_dict_to_diffusers(get_peft_model_state_dict(model.denoiser, adapter_name=ADAPTER))
+    metadata = {f"{model.denoiser_name}.{key}": value for key, value in _settings(configs[ADAPTER]).items()}
+    tensors = _diffusers_names(get_peft_model_state_dict(model.denoiser, adapter_name=ADAPTER))
     path = folder / LORA_WEIGHT_NAME_SAFE
     with atomic_path(path) as temporary:
         save_file(
@@ -84,6 +79,13 @@ def save_lora(model: TextToImage, folder: Path) -> Path:
             {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(metadata, sort_keys=True)},
         )
     return path
+
+
+def _diffusers_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Peft's names as diffusers' own. Its converter renames attention projections only, and its loader reads a file in
+    one convention: of a file with both, it leaves out one half with a warning."""
+    names = {".lora_A.": ".lora.down.", ".lora_B.": ".lora.up."}
+    return {name.replace(part, names[part]): value for name, value in tensors.items() for part in names if part in name}
 
 
 def load_lora(model: TextToImage, path: Path) -> None:
@@ -125,6 +127,13 @@ def lora_digest(module: nn.Module) -> bytes:
         digest.update(f"{name} {layer.scaling[ADAPTER]}".encode())
         digest.update(b"".join(part.weight.detach().cpu().numpy().tobytes() for part in parts))
     return digest.digest() if layers else b""
+
+
+def _settings(config: LoraConfig) -> dict[str, Any]:
+    """Rank, alpha and all else that is not peft's default: a reader's LoraConfig refuses the keys of a newer peft."""
+    defaults = LoraConfig().to_dict() | {"r": None, "lora_alpha": None}
+    changed = {key: value for key, value in config.to_dict().items() if value != defaults.get(key)}
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in changed.items()}
 
 
 def _lora_layers(module: nn.Module) -> dict[str, LoraLayer]:
@@ -169,15 +178,12 @@ def _read(file: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any] | 
             f"The LoRA {file} cannot be read ({error}); it must be a complete safetensors file. Save or copy it again."
         ) from error
     _check_keys(file, tensors, prefix)
-    return _without(prefix, tensors, _TO_PEFT), _without(prefix, metadata, {}) or None
+    settings = {name.removeprefix(f"{prefix}."): value for name, value in metadata.items()}
+    return {_peft_name(name, prefix): tensor for name, tensor in tensors.items()}, settings or None
 
 
-def _without(prefix: str, entries: Mapping[str, Any], renames: Mapping[str, str]) -> dict[str, Any]:
-    """Entries by their names without the prefix, parts of them renamed."""
-    names = {name: name.removeprefix(f"{prefix}.") for name in entries}
-    for old, new in renames.items():
-        names = {name: short.replace(old, new) for name, short in names.items()}
-    return {short: entries[name] for name, short in names.items()}
+def _peft_name(name: str, prefix: str) -> str:
+    return name.removeprefix(f"{prefix}.").replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.")
 
 
 def _check_placed(module: nn.Module, tensors: int) -> None:

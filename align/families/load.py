@@ -18,7 +18,6 @@ from align.state import read_json
 FAMILIES: Mapping[str, type[StableDiffusion]] = {"StableDiffusionPipeline": StableDiffusion}
 """From the `_class_name` of a model_index.json to the family that serves it."""
 
-
 _ENDINGS = ("json", "txt", "safetensors")
 _VARIANTS = ["*.fp16.*", "*.non_ema.*"]
 """Second copies of the same weights, which some repositories hold beside the ones that are read."""

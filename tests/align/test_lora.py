@@ -146,6 +146,19 @@ class TestEject:
 
 
 class TestFile:
+    def test_every_kind_of_layer_reaches_a_bare_pipeline(
+        self, tiny_folder: Path, fresh_model: TextToImage, tmp_path: Path
+    ) -> None:
+        inject(fresh_model.denoiser, RANK, ALPHA, ["to_k", "to_out.0", "ff.net.2", "proj_in", "conv1"], seed=0)
+        pretend_training(fresh_model.denoiser)
+        save_lora(fresh_model, tmp_path)
+        pipeline: Any = StableDiffusionPipeline.from_pretrained(tiny_folder)
+        pipeline.load_lora_weights(tmp_path)
+        ours = {name.replace(".default.", "."): value for name, value in trained(fresh_model.denoiser).items()}
+        theirs = {name.replace(".default_0.", "."): value for name, value in trained(pipeline.unet).items()}
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
     @pytest.fixture
     def tuned(self, fresh_model: TextToImage) -> TextToImage:
         inject_into(fresh_model)
@@ -175,6 +188,7 @@ class TestFile:
         assert all(key.startswith("unet.") and key.endswith((".lora.down.weight", ".lora.up.weight")) for key in keys)
         assert header["format"] == "pt"
         assert json.loads(header["lora_adapter_metadata"]) == {
+            "unet.init_lora_weights": "gaussian",
             "unet.lora_alpha": ALPHA,
             "unet.r": RANK,
             "unet.target_modules": ["to_k", "to_out.0", "to_q", "to_v"],
@@ -207,6 +221,22 @@ class TestFile:
             for name, parameter in trained(tuned.denoiser).items():
                 parameter.mul_(RANK / ALPHA if "lora_B" in name else 1)
         torch.testing.assert_close(picture(model), picture(tuned), rtol=0, atol=1 / 255)
+
+    def test_another_trainers_settings_survive_being_saved_again(
+        self, tiny_folder: Path, tuned: TextToImage, tmp_path: Path
+    ) -> None:
+        file = save_lora(tuned, tmp_path)
+        settings = {
+            "unet.r": RANK,
+            "unet.lora_alpha": ALPHA,
+            "unet.target_modules": ["to_k", "to_out.0", "to_q", "to_v"],
+        }
+        header = {"lora_adapter_metadata": json.dumps(settings | {"unet.use_rslora": True})}
+        save_file(load_file(file), file, header)
+        theirs = load_model(tiny_folder, CPU, lora=file)
+        assert lora_digest(theirs.denoiser) != lora_digest(tuned.denoiser)  # the same values at another scale
+        again = load_model(tiny_folder, CPU, lora=save_lora(theirs, tmp_path / "again"))
+        assert lora_digest(again.denoiser) == lora_digest(theirs.denoiser)
 
     def test_half_precision_models_load_and_save_float32(
         self, tiny_folder: Path, tuned: TextToImage, tmp_path: Path
