@@ -192,4 +192,5 @@ def save_pipeline(
         feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,
     )
+    autoencoder.register_to_config(_name_or_path="sandbox")  # not the path of the machine that trained it
     pipeline.to(torch.float16).save_pretrained(folder)
