@@ -33,7 +33,7 @@ from sandbox.weights import NAMES, WEIGHTS
 from sandbox.world import sample_captions
 
 SCRATCH = Path(__file__).parents[1] / ".build"
-STEPS = {"autoencoder": 2400, "clip": 1500, "denoiser": 4500, "rendered": 800, "generated": 300}
+STEPS = {"autoencoder": 2400, "clip": 2400, "denoiser": 4500, "joint": 3000, "rendered": 800, "generated": 300}
 GROUPS = {"rendered": 3000, "generated": 480, "held out": 80}
 
 
@@ -80,15 +80,18 @@ def build_clip(folder: Path, accelerator: Accelerator) -> None:
 
 
 def build_sd(folder: Path, accelerator: Accelerator) -> None:
-    """The Stable Diffusion pipeline: autoencoder, then denoiser on its latents."""
+    """The Stable Diffusion pipeline: autoencoder, then denoiser on its latents, then denoiser and text tower together."""
     vae = _finished_autoencoder(folder / "autoencoder", accelerator)
     text_encoder = denoiser.text_encoder_of(load_clip(WEIGHTS / "clip", torch.device("cpu")).model)
-    unet = denoiser.build_denoiser(folder / "denoiser", vae, text_encoder, accelerator, STEPS["denoiser"])
-    held_out = draw_pictures(256, "test", denoiser.FLAWED, seed=103)
+    model = denoiser.Conditioned(denoiser.new_denoiser(), text_encoder)
+    for phase in denoiser.PHASES:
+        model.text_encoder.requires_grad_(phase.joint)
+        denoiser.finish(model, folder / phase.name, vae, phase, STEPS[phase.name], accelerator)
+    held_out = draw_pictures(256, "test", 0.5, seed=103)
     psnr = autoencoder.peak_signal_to_noise(vae, held_out.images(np.arange(256)))
     with atomic_path(WEIGHTS / "sd") as temporary:
-        denoiser.save_pipeline(temporary, vae, text_encoder, unet.cpu())
-        phases = {name: folder / name for name in ("autoencoder", "denoiser")}
+        denoiser.save_pipeline(temporary, vae, model.text_encoder, model.unet)
+        phases = {name: folder / name for name in ("autoencoder", *(phase.name for phase in denoiser.PHASES))}
         write_card(temporary, phases, {"autoencoder PSNR (dB)": psnr})
 
 

@@ -1,11 +1,13 @@
 """The denoiser of the sandbox's Stable Diffusion, and the whole pipeline folder.
 
 It is trained on flawed scenes as well as clean ones, so that, like a real base model, it is good and yet often wrong.
-The text tower is that of the sandbox's CLIP, frozen, as in Stable Diffusion (arXiv 2112.10752). It predicts v (arXiv
+The text tower is that of the sandbox's CLIP, frozen at first, as in Stable Diffusion, then trained along, as in latent
+diffusion (both arXiv 2112.10752): a small CLIP knows colours and counts and says little of shapes. It predicts v (arXiv
 2202.00512) under a schedule that ends in pure noise (arXiv 2305.08891): backgrounds are white, grey or black, and a
 schedule that leaks their brightness into the last step makes all of them grey.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -32,60 +34,96 @@ from sandbox.build.clip import tokenize
 from sandbox.build.pictures import Pictures, draw_pictures
 from sandbox.build.tokenizer import MAX_TOKENS, build_tokenizer
 
-FLAWED = 0.4
-"""Share of training pictures with a flaw under the caption of the scene without it."""
+
+@dataclass(frozen=True)
+class Phase:
+    """One stage of training; `flawed` is the share of pictures with a flaw under the caption of the scene without it."""
+
+    name: str
+    joint: bool
+    pictures: int
+    flawed: float
+    learning_rate: float
+    seed: int
+
+
+PHASES = (
+    Phase("denoiser", joint=False, pictures=20_000, flawed=0.4, learning_rate=8e-4, seed=3),
+    Phase("joint", joint=True, pictures=14_000, flawed=0.6, learning_rate=5e-4, seed=7),
+)
 PROMPT_DROPOUT = 0.1
 
 
-def build_denoiser(
-    folder: Path,
-    autoencoder: AutoencoderKL,
-    text_encoder: CLIPTextModel,
-    accelerator: Accelerator,
-    max_train_steps: int,
-) -> UNet2DConditionModel:
-    """Train the denoiser in `folder` (resumable) on latents and embeddings that are encoded once."""
-    pictures = draw_pictures(20_000, "train", FLAWED, seed=3)
+class Conditioned(nn.Module):
+    """The denoiser behind the text tower that conditions it; what requires a gradient is trained."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.unet: Any = unet
+        self.text_encoder: Any = text_encoder
+
+    def forward(
+        self, latents: Float[Tensor, "batch 4 16 16"], t: Int[Tensor, " batch"], tokens: Int[Tensor, "batch 32"]
+    ) -> Float[Tensor, "batch 4 16 16"]:
+        """The prediction of v."""
+        return self.unet(latents, t, self.text_encoder(tokens).last_hidden_state).sample
+
+
+def finish(
+    model: Conditioned, folder: Path, autoencoder: AutoencoderKL, phase: Phase, steps: int, accelerator: Accelerator
+) -> None:
+    """Bring a model to the end of a phase, on the CPU: train it in `folder` (resumable), unless that was done before."""
+    final = folder / "final.safetensors"
+    if not final.exists():
+        train_phase(model, folder, autoencoder, phase, steps, accelerator)
+        with atomic_path(final) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in model.cpu().state_dict().items()}, temporary)
+    model.load_state_dict(load_file(final))
+
+
+def train_phase(
+    model: Conditioned, folder: Path, autoencoder: AutoencoderKL, phase: Phase, steps: int, accelerator: Accelerator
+) -> None:
+    """Train the denoiser (and its text tower, if that requires gradients) on latents that are encoded once."""
+    pictures = draw_pictures(phase.pictures, "train", phase.flawed, seed=phase.seed)
     latents = cached_latents(folder / "latents.safetensors", autoencoder, pictures)
-    captions, caption_of = np.unique(pictures.captions, return_inverse=True)
-    embeddings = encode_captions(text_encoder, ["", *captions.tolist()])
+    texts, text_of = np.unique(pictures.captions, return_inverse=True)
+    tokens = tokenize(["", *texts.tolist()])
     schedule: Any = DDPMScheduler.from_config(new_scheduler().config)
     device = accelerator.device
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
-        indices = pictures.batch(step, 32, seed=3)
-        kept = np.random.default_rng((4, step)).random(len(indices)) >= PROMPT_DROPOUT
-        return latents[indices].to(device), embeddings[np.where(kept, caption_of[indices] + 1, 0)].to(device)
+        indices = pictures.batch(step, 32, seed=phase.seed)
+        kept = np.random.default_rng((phase.seed + 1, step)).random(len(indices)) >= PROMPT_DROPOUT
+        return latents[indices].to(device), tokens[np.where(kept, text_of[indices] + 1, 0)].to(device)
 
-    def loss(unet: nn.Module, pair: tuple[Tensor, Tensor], generator: torch.Generator) -> Float[Tensor, ""]:
+    def loss(module: nn.Module, pair: tuple[Tensor, Tensor], generator: torch.Generator) -> Float[Tensor, ""]:
         clean, conditions = pair
         noise = torch.randn(clean.shape, generator=generator).to(device)
         t = torch.randint(schedule.config["num_train_timesteps"], (len(clean),), generator=generator).to(device)
-        prediction = unet(schedule.add_noise(clean, noise, t), t, conditions).sample
+        prediction = module(schedule.add_noise(clean, noise, t), t, conditions)
         return denoising_mse(prediction, schedule.get_velocity(clean, noise, t))
 
-    torch.manual_seed(0)
-    unet = new_denoiser().to(device, memory_format=torch.channels_last)
-    train(unet, batch, loss, denoiser_settings(max_train_steps), folder, Log(folder), accelerator)
-    return unet
+    model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    train(model, batch, loss, _settings(phase, steps), folder, Log(folder), accelerator)
 
 
-def denoiser_settings(max_train_steps: int) -> TrainSettings:
-    """AdamW with a cosine schedule and an average of the weights."""
+def _settings(phase: Phase, max_train_steps: int) -> TrainSettings:
     return TrainSettings(
         max_train_steps=max_train_steps,
-        learning_rate=8e-4,
+        learning_rate=phase.learning_rate,
         lr_scheduler="cosine",
         lr_warmup_steps=200,
         adam_weight_decay=0.01,
         ema_decay=0.999,
         checkpointing_steps=100,
-        seed=3,
+        seed=phase.seed,
     )
 
 
 def new_denoiser() -> UNet2DConditionModel:
     """An untrained UNet of 4 M parameters: convolutions at 16 x 16, attention to the caption at 8 x 8 and 4 x 4."""
+    torch.manual_seed(0)
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -157,13 +195,6 @@ def _renamed(clip: Any) -> dict[str, Tensor]:
             for name, part in zip("qkv", state[f"attn.in_proj_{kind}"].chunk(3), strict=True):
                 tensors[f"{layer}.self_attn.{name}_proj.{kind}"] = part
     return {name: tensor.detach() for name, tensor in tensors.items()}
-
-
-@torch.no_grad()
-def encode_captions(text_encoder: CLIPTextModel, captions: list[str]) -> Float[Tensor, "n 32 dim"]:
-    """The hidden states that condition the denoiser."""
-    chunks = [captions[start : start + 256] for start in range(0, len(captions), 256)]
-    return torch.cat([text_encoder(tokenize(chunk)).last_hidden_state for chunk in chunks])
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from align.state import atomic_path
 from align.train import TrainSettings, train
 from rewards.training.choice import choice_loss
 from sandbox.annotators import ANNOTATORS, choose, scores_of
-from sandbox.build.clip import image_normalised, tokenize
+from sandbox.build.clip import image_normalised, settle, tokenize
 from sandbox.build.pictures import to_bytes
 from sandbox.build.symmetry import Symmetry
 from sandbox.flaws import random_flaw
@@ -71,8 +71,9 @@ def build_hps(
             checkpointing_steps=100,
             seed=seed,
         )
-        stage = folder / name
-        train(clip, _batches(pictures, seed, accelerator.device), _loss, settings, stage, Log(stage), accelerator)
+        stage, batches = folder / name, _batches(pictures, seed, accelerator.device)
+        train(clip, batches, _loss, settings, stage, Log(stage), accelerator)
+        settle(clip, lambda step, batches=batches: batches(step).images.flatten(0, 1))
     return clip
 
 
