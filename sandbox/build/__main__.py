@@ -80,7 +80,7 @@ def build_clip(folder: Path, accelerator: Accelerator) -> None:
 
 
 def build_sd(folder: Path, accelerator: Accelerator) -> None:
-    """The Stable Diffusion pipeline: autoencoder, then denoiser on its latents, then denoiser and text tower together."""
+    """The Stable Diffusion pipeline: autoencoder, then denoiser on its latents, then that and the text tower."""
     vae = _finished_autoencoder(folder / "autoencoder", accelerator)
     text_encoder = denoiser.text_encoder_of(load_clip(WEIGHTS / "clip", torch.device("cpu")).model)
     model = denoiser.Conditioned(denoiser.new_denoiser(), text_encoder)

@@ -37,7 +37,7 @@ from sandbox.build.tokenizer import MAX_TOKENS, build_tokenizer
 
 @dataclass(frozen=True)
 class Phase:
-    """One stage of training; `flawed` is the share of pictures with a flaw under the caption of the scene without it."""
+    """One stage of training; `flawed` is the share of pictures with a flaw that the caption does not tell."""
 
     name: str
     joint: bool
@@ -72,7 +72,7 @@ class Conditioned(nn.Module):
 def finish(
     model: Conditioned, folder: Path, autoencoder: AutoencoderKL, phase: Phase, steps: int, accelerator: Accelerator
 ) -> None:
-    """Bring a model to the end of a phase, on the CPU: train it in `folder` (resumable), unless that was done before."""
+    """Bring a model to the end of a phase, on the CPU: train it in `folder` (resumable), unless that is done."""
     final = folder / "final.safetensors"
     if not final.exists():
         train_phase(model, folder, autoencoder, phase, steps, accelerator)

@@ -1,4 +1,4 @@
-"""The builders' own pieces: neighbours of a caption, statistics of batch normalisation, which weights a phase trains."""
+"""The builders' own pieces: neighbours of a caption, statistics of batch normalisation, what a phase trains."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sandbox.build.clip import SETTLING_STEPS, image_normalised, mutate, new_clip, settle, tokenize, with_other
 from sandbox.build.denoiser import Conditioned, new_denoiser, text_encoder_of
-from sandbox.world import Spec, caption, sample_spec
+from sandbox.world import Spec, sample_spec
 
 
 @pytest.fixture(scope="module")
