@@ -8,6 +8,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +22,6 @@ from torch import Tensor
 
 from align.device import pick_device, set_threads
 from align.families.load import load_model
-from align.model import TextToImage
 from align.state import atomic_path
 from rewards.clip import load_clip
 from rewards.metrics import choice_accuracy
@@ -30,11 +30,20 @@ from sandbox.build import autoencoder, clip, denoiser, hps
 from sandbox.build.card import write_card
 from sandbox.build.pictures import draw_pictures
 from sandbox.weights import NAMES, WEIGHTS
-from sandbox.world import sample_captions
+from sandbox.world import Split, sample_captions
 
 SCRATCH = Path(__file__).parents[1] / ".build"
-STEPS = {"autoencoder": 2400, "clip": 2400, "denoiser": 4500, "joint": 3000, "rendered": 800, "generated": 300}
-GROUPS = {"rendered": 3000, "generated": 480, "held out": 80}
+POOL = SCRATCH / "pictures"
+STEPS = {
+    "autoencoder": 2400,
+    "clip": 2400,
+    "denoiser": 4500,
+    "joint": 3000,
+    "outlines": 5400,
+    "rendered": 2000,
+    "generated": 2400,
+}
+GROUPS = {"rendered": 3000, "earlier": 400, "generated": 480, "held out": 80}
 
 
 class BudgetSpentError(Exception):
@@ -87,6 +96,8 @@ def build_sd(folder: Path, accelerator: Accelerator) -> None:
     for phase in denoiser.PHASES:
         model.text_encoder.requires_grad_(phase.joint)
         denoiser.finish(model, folder / phase.name, vae, phase, STEPS[phase.name], accelerator)
+        if phase.name == "joint":
+            denoiser.save_pipeline(folder / "earlier", vae, model.text_encoder, model.unet)
     held_out = draw_pictures(256, "test", 0.5, seed=103)
     psnr = autoencoder.peak_signal_to_noise(vae, held_out.images(np.arange(256)))
     with atomic_path(WEIGHTS / "sd") as temporary:
@@ -107,39 +118,48 @@ def build_hps(name: str, seed: int) -> Callable[[Path, Accelerator], None]:
     """A builder of a preference score; those of two seeds are shown other pictures of the same pool to other people."""
 
     def build(folder: Path, accelerator: Accelerator) -> None:
-        pool, base = SCRATCH / "pictures", load_clip(WEIGHTS / "clip", torch.device("cpu")).model
-        sd = load_model(str(WEIGHTS / "sd"), accelerator.device)
+        base = load_clip(WEIGHTS / "clip", torch.device("cpu")).model
+        device = accelerator.device
         stages = [
-            ("rendered", _rendered(pool), STEPS["rendered"]),
-            ("generated", _generated(pool, sd), STEPS["generated"]),
+            hps.Stage("rendered", [_rendered], STEPS["rendered"]),
+            hps.Stage(
+                "generated", [partial(_generated, device), partial(_earlier, device), _rendered], STEPS["generated"]
+            ),
         ]
         model = hps.build_hps(folder, base, stages, seed, accelerator).cpu()
         with atomic_path(WEIGHTS / name) as temporary:
             clip.save_clip(model, temporary)
-            quality = {"choice accuracy (1 of 4)": _accuracy(model, _held_out(pool, sd), seed)}
-            write_card(temporary, {stage: folder / stage for stage, _, _ in stages}, quality)
+            quality = {"choice accuracy (1 of 4)": _accuracy(model, _held_out(device), seed)}
+            write_card(temporary, {stage.name: folder / stage.name for stage in stages}, quality)
 
     return build
 
 
-def _rendered(pool: Path) -> hps.Pictures:
+def _rendered() -> hps.Pictures:
     vae: Any = AutoencoderKL.from_pretrained(WEIGHTS / "sd" / "vae").requires_grad_(False).eval()
 
     def through(images: Tensor) -> Tensor:
         return vae.decode(vae.encode(images * 2 - 1).latent_dist.mean).sample / 2 + 0.5
 
-    path = pool / "rendered.safetensors"
+    path = POOL / "rendered.safetensors"
     return hps.render_pictures(path, GROUPS["rendered"], "train", through, flawed=0.65, seed=5)
 
 
-def _generated(pool: Path, sd: TextToImage) -> hps.Pictures:
-    texts = sample_captions(np.random.default_rng(5), "train", GROUPS["generated"])
-    return hps.generate_pictures(pool / "generated.safetensors", sd, texts, n=8, seed=5)
+def _generated(device: torch.device) -> hps.Pictures:
+    return _drawn("generated", WEIGHTS / "sd", device, "train", seed=5)
 
 
-def _held_out(pool: Path, sd: TextToImage) -> hps.Pictures:
-    texts = sample_captions(np.random.default_rng(6), "dev", GROUPS["held out"])
-    return hps.generate_pictures(pool / "held-out.safetensors", sd, texts, n=hps.SHOWN, seed=6)
+def _earlier(device: torch.device) -> hps.Pictures:
+    return _drawn("earlier", SCRATCH / "sd" / "earlier", device, "train", seed=7)
+
+
+def _held_out(device: torch.device) -> hps.Pictures:
+    return _drawn("held out", WEIGHTS / "sd", device, "dev", seed=6)
+
+
+def _drawn(name: str, model: Path, device: torch.device, split: Split, seed: int) -> hps.Pictures:
+    texts, path = sample_captions(np.random.default_rng(seed), split, GROUPS[name]), POOL / f"{name}.safetensors"
+    return hps.generate_pictures(path, lambda: load_model(str(model), device), texts, n=8, seed=seed)
 
 
 def _accuracy(model: CLIP, pictures: hps.Pictures, seed: int) -> float:

@@ -1,10 +1,11 @@
 """The sandbox's human preference scores: its CLIP tuned on which of four pictures people chose (arXiv 2303.14420).
 
 The people are simulated, and asked anew at every step. First they see rendered scenes with and without flaws, through
-the autoencoder, then pictures of the sandbox's own Stable Diffusion, which is what the score will judge.
+the autoencoder, then also pictures of the sandbox's own Stable Diffusion, which is what the score will judge, and of an
+earlier phase of its training, which made other mistakes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,16 +53,26 @@ class Pictures:
     scores: Float[np.ndarray, "group n 3"]
 
 
-def build_hps(
-    folder: Path, clip: CLIP, stages: list[tuple[str, Pictures, int]], seed: int, accelerator: Accelerator
-) -> CLIP:
-    """Tune a CLIP in `folder` (resumable) on the pictures of each named stage, for its number of steps."""
+@dataclass(frozen=True)
+class Stage:
+    """Pictures that people are asked about, one source after the other, for a number of steps.
+
+    The first source is what the score will judge: the statistics of batch normalisation are measured on it.
+    """
+
+    name: str
+    sources: Sequence[Callable[[], Pictures]]
+    steps: int
+
+
+def build_hps(folder: Path, clip: CLIP, stages: Sequence[Stage], seed: int, accelerator: Accelerator) -> CLIP:
+    """Tune a CLIP in `folder` (resumable), stage by stage."""
     clip = clip.to(accelerator.device).requires_grad_(True)
     with torch.no_grad():
         clip.logit_scale.fill_(np.log(LOGIT_SCALE))
-    for name, pictures, steps in stages:
+    for stage in stages:
         settings = TrainSettings(
-            max_train_steps=steps,
+            max_train_steps=stage.steps,
             learning_rate=4e-4,
             lr_scheduler="cosine",
             lr_warmup_steps=50,
@@ -71,9 +82,10 @@ def build_hps(
             checkpointing_steps=100,
             seed=seed,
         )
-        stage, batches = folder / name, _batches(pictures, seed, accelerator.device)
-        train(clip, batches, _loss, settings, stage, Log(stage), accelerator)
-        settle(clip, lambda step, batches=batches: batches(step).images.flatten(0, 1))
+        place = folder / stage.name
+        asked = [_batches(draw(), seed, accelerator.device) for draw in stage.sources]
+        train(clip, _in_turn(asked), _loss, settings, place, Log(place), accelerator)
+        settle(clip, lambda step, first=asked[0]: first(step).images.flatten(0, 1))
     return clip
 
 
@@ -108,6 +120,10 @@ def _batches(pictures: Pictures, seed: int, device: torch.device) -> Callable[[i
         )
 
     return batch
+
+
+def _in_turn(sources: Sequence[Callable[[int], Asked]]) -> Callable[[int], Asked]:
+    return lambda step: sources[step % len(sources)](step)
 
 
 def _moved(text: str, pixels: Tensor, generator: np.random.Generator) -> tuple[str, Tensor]:
@@ -152,21 +168,25 @@ def render_pictures(
 
 def generate_pictures(
     path: Path,
-    model: TextToImage,
+    load: Callable[[], TextToImage],
     prompts: list[str],
     n: int,
     seed: int,
-    guidance_scales: tuple[float, ...] = (2.0, 3.0, 5.0),
+    guidance_scales: tuple[float, ...] = (1.5, 2.0, 3.0),
 ) -> Pictures:
-    """The model's own pictures, `n` of each caption; guidance varies by caption, as people's settings do."""
+    """A model's pictures, `n` of each caption; guidance varies by caption, as people's settings do."""
 
-    def draw(index: int) -> Tensor:
+    def draw(model: TextToImage, index: int) -> Tensor:
         texts = [text for text in prompts[index : index + 8] for _ in range(n)]
         seeds = [image_seed(seed, prompt_id(text), number % n) for number, text in enumerate(texts)]
         scale = guidance_scales[index // 8 % len(guidance_scales)]
         return _bytes(model.sample(texts, seeds, Sampling(NUM_INFERENCE_STEPS, scale)).cpu())
 
-    return _kept(path, prompts, lambda: torch.cat([draw(index) for index in range(0, len(prompts), 8)]))
+    def draw_all() -> Tensor:
+        model = load()
+        return torch.cat([draw(model, index) for index in range(0, len(prompts), 8)])
+
+    return _kept(path, prompts, draw_all)
 
 
 def _kept(path: Path, texts: list[str], draw: Callable[[], Tensor]) -> Pictures:

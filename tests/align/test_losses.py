@@ -24,6 +24,15 @@ def test_denoising_mse_is_the_mean_over_all_elements() -> None:
     torch.testing.assert_close(denoising_mse(prediction, target), by_sample.mean())
 
 
+def test_denoising_mse_weighs_each_sample() -> None:
+    generator = torch.Generator().manual_seed(1)
+    prediction, target = torch.randn(2, 5, 4, 8, 8, generator=generator)
+    weights = torch.tensor([0.0, 1.0, 2.0, 0.5, 3.0])
+    alone = [denoising_mse(p[None], t[None]) for p, t in zip(prediction, target, strict=True)]
+    torch.testing.assert_close(denoising_mse(prediction, target, weights), (weights * torch.stack(alone)).mean())
+    torch.testing.assert_close(denoising_mse(prediction, target, torch.ones(5)), denoising_mse(prediction, target))
+
+
 def test_denoising_mse_of_half_precision_is_computed_in_float32() -> None:
     loss = denoising_mse(torch.zeros(1, 4, dtype=torch.float16), torch.full((1, 4), 300.0, dtype=torch.float16))
     assert (loss.dtype, loss.item()) == (torch.float32, 90_000.0)  # beyond the largest float16

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from open_clip import CLIP
+from scipy.special import logit
+from scipy.stats import kstest, norm
 from torch import Tensor
 
 from sandbox.build.clip import SETTLING_STEPS, image_normalised, mutate, new_clip, settle, tokenize, with_other
-from sandbox.build.denoiser import Conditioned, new_denoiser, text_encoder_of
+from sandbox.build.denoiser import Conditioned, new_denoiser, noise_levels, text_encoder_of
 from sandbox.world import Spec, sample_spec
 
 
@@ -63,6 +65,18 @@ def test_the_text_tower_learns_only_where_it_is_asked_to(clip: CLIP, joint: bool
     model(noise, torch.tensor([10, 900]), tokenize(["a large red star on a white background", ""])).sum().backward()
     assert any(value.grad is not None and bool(value.grad.any()) for value in model.unet.parameters())
     assert any(reached(model.text_encoder.parameters())) == joint
+
+
+@pytest.mark.parametrize("central", [0.0, 0.6, 1.0])
+def test_noise_levels_follow_the_mixture_of_a_uniform_and_a_logit_normal(central: float) -> None:
+    t = noise_levels(20_000, 1000, central, torch.Generator().manual_seed(0)).double().numpy() + 0.5
+    assert t.min() > 0 and t.max() < 1000
+
+    def cumulative(values: np.ndarray) -> np.ndarray:
+        share = values / 1000
+        return (1 - central) * share + central * norm.cdf(logit(share))
+
+    assert kstest(t, cumulative).pvalue > 1e-3
 
 
 def reached(parameters: Iterator[Tensor]) -> list[bool]:
