@@ -44,13 +44,17 @@ def encode(model: TextToImage, store: SampleStore, rows: list[SampleRow], batch_
 
 @dataclass(frozen=True)
 class LoraTraining:
-    """A LoRA and how it is trained; names as in the diffusers training scripts."""
+    """A LoRA and how it is trained; names as in the diffusers training scripts.
+
+    Noise levels are drawn from `min_timestep` (as in kohya's scripts) up to the model's last.
+    """
 
     rank: int
     lora_alpha: int
     target_modules: Sequence[str] | None
     train_batch_size: int
     proportion_empty_prompts: float
+    min_timestep: int
     loop: TrainSettings
 
 
@@ -66,14 +70,30 @@ def train_lora(
     """Train a LoRA on images, checkpoints in `folder/checkpoints`, into `folder/lora`; the model is left as it was.
 
     The objective is the denoising error (arXiv 2006.11239, equation 14). Does nothing where `folder/lora` is there.
+
+    Raises:
+        ValueError: `min_timestep` leaves no noise level.
     """
     if (folder / "lora").exists():
         return
+    if not 0 <= settings.min_timestep < model.num_train_timesteps:
+        raise ValueError(
+            f"min_timestep is {settings.min_timestep}; it must be from 0 to {model.num_train_timesteps - 1}, the last "
+            "of this model. Half of that trains on what is decided early: layout, colours, counts."
+        )
     data = encode(model, store, rows, settings.train_batch_size, log)
     targets = settings.target_modules or model.lora_target_modules
     lora.inject(model.denoiser, settings.rank, settings.lora_alpha, targets, settings.loop.seed)
     batches = _batches(data, settings, model.device)
-    train(model.denoiser, batches, _loss(model), settings.loop, folder / "checkpoints", log, accelerator)
+    train(
+        model.denoiser,
+        batches,
+        _loss(model, settings.min_timestep),
+        settings.loop,
+        folder / "checkpoints",
+        log,
+        accelerator,
+    )
     lora.save_lora(model, folder / "lora")
     lora.eject(model.denoiser)
 
@@ -108,12 +128,14 @@ def _batches(data: Encoded, settings: LoraTraining, device: torch.device) -> Bat
     return batch
 
 
-def _loss(model: TextToImage) -> Loss[tuple[Tensor, Tensor]]:
+def _loss(model: TextToImage, min_timestep: int) -> Loss[tuple[Tensor, Tensor]]:
     def loss(denoiser: nn.Module, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Float[Tensor, ""]:
         del denoiser  # the one the LoRA is in is the model's own
         latents, embeddings = batch
         noise = torch.randn(latents.shape, generator=generator).to(latents)
-        t = torch.randint(model.num_train_timesteps, (len(latents),), generator=generator).to(latents.device)
+        t = torch.randint(min_timestep, model.num_train_timesteps, (len(latents),), generator=generator).to(
+            latents.device
+        )
         prediction = model.predict(model.add_noise(latents, noise, t), t, embeddings)
         return denoising_mse(prediction, model.target(latents, noise, t))
 

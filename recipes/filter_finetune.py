@@ -130,13 +130,9 @@ def selected_rows(candidates: Judged, selection: Selection) -> list[SampleRow]:
 
 def lora_training(config: FilterFinetuneConfig) -> LoraTraining:
     """The settings of the fine-tuning."""
-    loop = config.train.model_dump(exclude={"train_batch_size", "proportion_empty_prompts", "mixed_precision"})
-    return LoraTraining(
-        **config.lora.model_dump(),
-        train_batch_size=config.train.train_batch_size,
-        proportion_empty_prompts=config.train.proportion_empty_prompts,
-        loop=TrainSettings(**loop, seed=config.seed),
-    )
+    own = {"train_batch_size", "proportion_empty_prompts", "min_timestep"}
+    loop = TrainSettings(**config.train.model_dump(exclude=own | {"mixed_precision"}), seed=config.seed)
+    return LoraTraining(**config.lora.model_dump(), **config.train.model_dump(include=own), loop=loop)
 
 
 if __name__ == "__main__":

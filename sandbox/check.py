@@ -34,7 +34,7 @@ from sandbox.build.pictures import draw_pictures
 from sandbox.measure import Gold, measure
 from sandbox.weights import WEIGHTS
 
-SAMPLING = Sampling(num_inference_steps=12, guidance_scale=3.0)
+SAMPLING = Sampling(num_inference_steps=12, guidance_scale=1.0)
 PROMPTS, SAMPLES = 84, 16
 SHOWN = 4
 """Pictures that a simulated person chooses from; 84 prompts x 4 such groups x 3 people are 1,008 choices."""

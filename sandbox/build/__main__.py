@@ -39,11 +39,12 @@ STEPS = {
     "clip": 2400,
     "denoiser": 4500,
     "joint": 3000,
-    "outlines": 5400,
+    "outlines": 2400,
+    "flaws": 2500,
     "rendered": 2000,
-    "generated": 2400,
+    "generated": 1500,
 }
-GROUPS = {"rendered": 3000, "earlier": 400, "generated": 480, "held out": 80}
+GROUPS = {"rendered": 3000, "earlier": 400, "generated": 320, "held out": 40}
 
 
 class BudgetSpentError(Exception):

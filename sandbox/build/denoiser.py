@@ -55,6 +55,7 @@ PHASES = (
     Phase("denoiser", joint=False, pictures=20_000, flawed=0.4, learning_rate=8e-4, seed=3),
     Phase("joint", joint=True, pictures=14_000, flawed=0.6, learning_rate=5e-4, seed=7),
     Phase("outlines", joint=True, pictures=24_000, flawed=0.5, learning_rate=8e-4, seed=11, balanced=True),
+    Phase("flaws", joint=True, pictures=20_000, flawed=0.75, learning_rate=7e-4, seed=13, balanced=True),
 )
 PROMPT_DROPOUT = 0.1
 

@@ -172,7 +172,7 @@ def generate_pictures(
     prompts: list[str],
     n: int,
     seed: int,
-    guidance_scales: tuple[float, ...] = (1.5, 2.0, 3.0),
+    guidance_scales: tuple[float, ...] = (1.0, 1.5, 2.0),
 ) -> Pictures:
     """A model's pictures, `n` of each caption; guidance varies by caption, as people's settings do."""
 

@@ -19,7 +19,7 @@ from align.samples import SampleStore
 from align.train import TrainSettings
 
 LOOP = TrainSettings(max_train_steps=60, learning_rate=2e-2, checkpointing_steps=20, seed=3)
-TRAINING = LoraTraining(4, 4, None, train_batch_size=4, proportion_empty_prompts=0.25, loop=LOOP)
+TRAINING = LoraTraining(4, 4, None, train_batch_size=4, proportion_empty_prompts=0.25, min_timestep=0, loop=LOOP)
 PROMPTS = ["a cat", "two dogs", "a red house"]
 
 
@@ -82,6 +82,29 @@ def denoising_error(model: TextToImage, store: SampleStore) -> float:
     t = torch.randint(model.num_train_timesteps, (len(rows),), generator=generator)
     prediction = model.predict(model.add_noise(latents, noise, t), t, model.encode_prompts([row.text for row in rows]))
     return (prediction - model.target(latents, noise, t)).square().mean().item()
+
+
+def test_noise_levels_are_drawn_from_min_timestep_on(
+    fresh_model: TextToImage, store: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    add_noise = type(fresh_model).add_noise
+
+    def watching(model: TextToImage, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        seen.extend(t.tolist())
+        return add_noise(model, latents, noise, t)
+
+    monkeypatch.setattr(type(fresh_model), "add_noise", watching)
+    train_in(tmp_path, fresh_model, store, replace(TRAINING, min_timestep=900))
+    assert len(seen) == 4 * LOOP.max_train_steps and 900 <= min(seen) < 910 and max(seen) > 990
+
+
+@pytest.mark.parametrize("min_timestep", [-1, 1000])
+def test_a_min_timestep_without_noise_levels_is_refused(
+    min_timestep: int, fresh_model: TextToImage, store: SampleStore, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=rf"min_timestep is {min_timestep}; it must be from 0 to 999"):
+        train_in(tmp_path, fresh_model, store, replace(TRAINING, min_timestep=min_timestep))
 
 
 def test_a_stopped_training_ends_with_the_same_lora(
