@@ -164,7 +164,9 @@ def _drawn(name: str, model: Path, device: torch.device, split: Split, seed: int
 
 
 def _accuracy(model: CLIP, pictures: hps.Pictures, seed: int) -> float:
-    cosines, chosen = hps.group_cosines(model, pictures), torch.from_numpy(choices(pictures.scores, seed))
+    scores = pictures.scores.reshape(-1, hps.SHOWN, pictures.scores.shape[-1])
+    cosines = hps.group_cosines(model, pictures).reshape(-1, hps.SHOWN)
+    chosen = torch.from_numpy(choices(scores, seed))
     return float(np.mean([choice_accuracy(cosines, answers) for answers in chosen.T]))
 
 
