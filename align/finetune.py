@@ -69,18 +69,15 @@ def train_lora(
 ) -> None:
     """Train a LoRA on images, checkpoints in `folder/checkpoints`, into `folder/lora`; the model is left as it was.
 
-    The objective is the denoising error (arXiv 2006.11239, equation 14). Does nothing where `folder/lora` is there.
+    The objective is the denoising error (arXiv 2006.11239, equation 14) at the noise levels from `min_timestep` on.
+    Does nothing where `folder/lora` is there.
 
     Raises:
         ValueError: `min_timestep` leaves no noise level.
     """
     if (folder / "lora").exists():
         return
-    if not 0 <= settings.min_timestep < model.num_train_timesteps:
-        raise ValueError(
-            f"min_timestep is {settings.min_timestep}; it must be from 0 to {model.num_train_timesteps - 1}, the last "
-            "of this model. Half of that trains on what is decided early: layout, colours, counts."
-        )
+    check_min_timestep(model, settings.min_timestep)
     data = encode(model, store, rows, settings.train_batch_size, log)
     targets = settings.target_modules or model.lora_target_modules
     lora.inject(model.denoiser, settings.rank, settings.lora_alpha, targets, settings.loop.seed)
@@ -96,6 +93,15 @@ def train_lora(
     )
     lora.save_lora(model, folder / "lora")
     lora.eject(model.denoiser)
+
+
+def check_min_timestep(model: TextToImage, min_timestep: int) -> None:
+    """Raise a ValueError unless there are noise levels from `min_timestep` on."""
+    if not 0 <= min_timestep < model.num_train_timesteps:
+        raise ValueError(
+            f"min_timestep is {min_timestep}; it must be from 0 to {model.num_train_timesteps - 1}, the last of this "
+            "model. Half of that trains on what is decided early: layout, colours, counts."
+        )
 
 
 def shuffled(count: int, batch_size: int, seed: int) -> Callable[[int], Int[Tensor, " batch"]]:

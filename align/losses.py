@@ -16,7 +16,7 @@ def denoising_mse(
     error (None: all count the same). Half precision is promoted to float32.
 
     Raises:
-        ValueError: The shapes differ (broadcasting would hide it).
+        ValueError: The shapes differ, or `weights` is not one number a sample (broadcasting would hide it).
     """
     if prediction.shape != target.shape:
         raise ValueError(
@@ -25,5 +25,7 @@ def denoising_mse(
         )
     if weights is None:
         return mse_loss(prediction.float(), target.float())
+    if weights.shape != target.shape[:1]:
+        raise ValueError(f"The weights have shape {tuple(weights.shape)}; they must be one for each of {len(target)}.")
     errors = mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(1)
     return (weights * errors).mean()

@@ -9,6 +9,7 @@ Departures from the paper:
 1. Any reward, or weighted sum of rewards, selects; the paper filters by its own plausibility score.
 2. A LoRA in the denoiser is trained; the paper fine-tunes the whole of Muse, which is not a diffusion model.
 3. The comparison is measured by rewards, with hold-outs that did not select; the paper asks people.
+4. `train.min_timestep` can leave out the low noise levels; the paper has none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from accelerate import Accelerator
 
 from align.device import pick_device, pick_dtype, set_threads
 from align.families.load import load_model
-from align.finetune import LoraTraining, train_lora
+from align.finetune import LoraTraining, check_min_timestep, train_lora
 from align.log import Log
 from align.lora import load_lora
 from align.model import Sampling, TextToImage
@@ -56,6 +57,7 @@ def main(config: FilterFinetuneConfig, *, dry_run: bool = False) -> None:
             f"{accelerator.num_processes} processes were launched; this recipe runs in one. Use --num_processes 1."
         )
     model = load_model(path, device, pick_dtype(device, config.train.mixed_precision))
+    check_min_timestep(model, config.train.min_timestep)
     rewards = {name: load_reward(name, device) for name in names}
     with run_folder(config.output_dir, config, str(device), threads, accelerator.num_processes) as folder:
         run(config, model, rewards, prompts, held_out, folder, accelerator)

@@ -1,6 +1,7 @@
 """`python -m sandbox.build NAME`: train a model that ships with the sandbox, from nothing, seeded and resumable.
 
-The order is clip, sd, hps, hps2; each needs those before it. To continue after an interruption, or after the budget is
+The order is clip, sd, hps, hps2; each needs those before it, and what their training leaves in `sandbox/.build`. Delete
+that folder before a rebuild: what it holds is not made again. To continue after an interruption, or after the budget is
 spent, run the same command again.
 """
 
@@ -34,6 +35,8 @@ from sandbox.world import Split, sample_captions
 
 SCRATCH = Path(__file__).parents[1] / ".build"
 POOL = SCRATCH / "pictures"
+EARLIER = SCRATCH / "sd" / "earlier"
+"""The pipeline in the middle of its training, whose pictures people are asked about too."""
 STEPS = {
     "autoencoder": 2400,
     "clip": 2400,
@@ -97,8 +100,9 @@ def build_sd(folder: Path, accelerator: Accelerator) -> None:
     for phase in denoiser.PHASES:
         model.text_encoder.requires_grad_(phase.joint)
         denoiser.finish(model, folder / phase.name, vae, phase, STEPS[phase.name], accelerator)
-        if phase.name == "joint":
-            denoiser.save_pipeline(folder / "earlier", vae, model.text_encoder, model.unet)
+        if phase.name == "joint" and not EARLIER.exists():
+            with atomic_path(EARLIER) as temporary:
+                denoiser.save_pipeline(temporary, vae, model.text_encoder, model.unet)
     held_out = draw_pictures(256, "test", 0.5, seed=103)
     psnr = autoencoder.peak_signal_to_noise(vae, held_out.images(np.arange(256)))
     with atomic_path(WEIGHTS / "sd") as temporary:
@@ -151,7 +155,9 @@ def _generated(device: torch.device) -> hps.Pictures:
 
 
 def _earlier(device: torch.device) -> hps.Pictures:
-    return _drawn("earlier", SCRATCH / "sd" / "earlier", device, "train", seed=7)
+    if not EARLIER.exists():
+        raise SystemExit(f"{EARLIER} is missing; the training of sd leaves it. Run python -m sandbox.build sd first.")
+    return _drawn("earlier", EARLIER, device, "train", seed=7)
 
 
 def _held_out(device: torch.device) -> hps.Pictures:

@@ -36,11 +36,13 @@ from sandbox.world import (
 )
 
 SETTLING_STEPS = 60
+"""Batches from which the statistics of batch normalisation are measured."""
 GROUP = 4
 """Captions that differ in one fact stand side by side in a batch, or the bag of words would be enough."""
 
 FACTS = {"shape": 0.35, "size": 0.15, "colour": 0.15, "order": 0.25, "background": 0.1}
-"""How often a caption differs from its neighbour in a fact; order is the relation, or the count where there is none."""
+"""How often a change of a fact is tried (some change nothing, and are tried again); order is the relation, or the count
+where there is none."""
 
 
 def model_config() -> dict[str, object]:
@@ -57,7 +59,7 @@ def new_clip() -> CLIP:
     return CLIP(**model_config())  # pyright: ignore[reportArgumentType]
 
 
-def build_clip(folder: Path, accelerator: Accelerator, max_train_steps: int = 2500) -> CLIP:
+def build_clip(folder: Path, accelerator: Accelerator, max_train_steps: int) -> CLIP:
     """Train the CLIP in `folder` (resumable)."""
     model = new_clip()
     pictures = draw_groups(6000, "train", seed=2)
@@ -129,7 +131,7 @@ def draw_groups(count: int, split: Split, seed: int) -> Pictures:
 
 
 def mutate(spec: Spec, generator: np.random.Generator) -> Spec:
-    """A spec that differs in one fact; shapes, the hardest to see, and relations or counts differ most often."""
+    """A spec that differs in at most one fact; most often in a shape, the hardest to see, a relation or a count."""
     fact = str(generator.choice(list(FACTS), p=list(FACTS.values())))
     if fact == "background":
         return replace(spec, background=str(generator.choice(list(BACKGROUNDS))))

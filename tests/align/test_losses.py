@@ -33,6 +33,12 @@ def test_denoising_mse_weighs_each_sample() -> None:
     torch.testing.assert_close(denoising_mse(prediction, target, torch.ones(5)), denoising_mse(prediction, target))
 
 
+@pytest.mark.parametrize("shape", [(2, 1), (1,), (3,)])
+def test_denoising_mse_refuses_to_broadcast_weights(shape: tuple[int, ...], unchecked_shapes: None) -> None:
+    with pytest.raises(ValueError, match="they must be one for each of 2"):
+        denoising_mse(torch.zeros(2, 8, 2, 2), torch.zeros(2, 8, 2, 2), torch.ones(shape))
+
+
 def test_denoising_mse_of_half_precision_is_computed_in_float32() -> None:
     loss = denoising_mse(torch.zeros(1, 4, dtype=torch.float16), torch.full((1, 4), 300.0, dtype=torch.float16))
     assert (loss.dtype, loss.item()) == (torch.float32, 90_000.0)  # beyond the largest float16

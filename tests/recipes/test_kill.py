@@ -51,8 +51,8 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
     environment = os.environ | {"ALIGN_NUM_THREADS": "1"}
-    output = (folder.parent / f"{folder.name}.log").open("ab")
-    return subprocess.Popen([*command, str(folder)], env=environment, stdout=output, stderr=output)
+    with (folder.parent / f"{folder.name}.log").open("ab") as output:
+        return subprocess.Popen([*command, str(folder)], env=environment, stdout=output, stderr=output)
 
 
 def kill_when(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> None:

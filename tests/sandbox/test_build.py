@@ -64,13 +64,12 @@ def test_the_text_tower_learns_only_where_it_is_asked_to(clip: CLIP, joint: bool
     noise = torch.randn((2, 4, 16, 16), generator=torch.Generator().manual_seed(0))
     model(noise, torch.tensor([10, 900]), tokenize(["a large red star on a white background", ""])).sum().backward()
     assert any(value.grad is not None and bool(value.grad.any()) for value in model.unet.parameters())
-    assert any(reached(model.text_encoder.parameters())) == joint
+    assert set(reached(model.text_encoder.parameters())) == {joint}
 
 
 @pytest.mark.parametrize("central", [0.0, 0.6, 1.0])
 def test_noise_levels_follow_the_mixture_of_a_uniform_and_a_logit_normal(central: float) -> None:
     t = noise_levels(20_000, 1000, central, torch.Generator().manual_seed(0)).double().numpy() + 0.5
-    assert t.min() > 0 and t.max() < 1000
 
     def cumulative(values: np.ndarray) -> np.ndarray:
         share = values / 1000
