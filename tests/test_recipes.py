@@ -231,6 +231,23 @@ def test_rewards_without_weights_cannot_both_select() -> None:
     assert selector_and_holdouts(["a"], ["b", "a"]) == ["a", "b"]
 
 
+def test_a_min_timestep_beyond_the_model_is_refused_before_anything_is_made(model_folder: Path, tmp_path: Path) -> None:
+    for name in ("train", "validation"):
+        (tmp_path / f"{name}.txt").write_text("a cat\na dog\n")
+    prompts = {f"{name}_prompts": tmp_path / f"{name}.txt" for name in ("train", "validation")}
+    config = config_of(
+        tmp_path / "run",
+        **prompts,
+        pretrained_model_name_or_path=str(model_folder),
+        rewards=["sandbox-hps"],
+        train={"min_timestep": 1000},
+        device="cpu",
+    )
+    with pytest.raises(ValueError, match="min_timestep is 1000; it must be from 0 to 999"):
+        filter_finetune.main(config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_dry_run_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("train", "validation"):
         (tmp_path / f"{name}.txt").write_text("a cat\na dog\n")

@@ -197,6 +197,9 @@ def _kept(path: Path, texts: list[str], draw: Callable[[], Tensor]) -> Pictures:
         with atomic_path(path) as temporary:
             save_file({"pixels": pixels, "scores": scores}, temporary)
     tensors = load_file(path)
+    if len(tensors["pixels"]) != len(texts):
+        counts = f"{len(tensors['pixels'])} captions where {len(texts)} belong"
+        raise ValueError(f"{path} holds pictures of {counts}: they are of another build. Delete it and run again.")
     return Pictures(tensors["pixels"], texts, tensors["scores"].numpy())
 
 
