@@ -69,8 +69,8 @@ class TrainSettings(Settings):
     proportion_empty_prompts: float = Field(default=0.0, ge=0, lt=1)
     """Share of training images whose prompt is replaced by the empty one, for classifier-free guidance."""
     min_timestep: int = Field(default=0, ge=0)
-    """Lowest noise level trained on, of usually 1000. High levels decide what is shown and where, low ones the details,
-    which a model does not learn better from its own images."""
+    """Lowest noise level trained on, of usually 1000. High levels decide what is shown and where, low ones the
+    details."""
     checkpointing_steps: int = Field(default=500, ge=1)
     """Steps between checkpoints."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"

@@ -11,7 +11,7 @@ from scipy.stats import kstest, norm
 from torch import Tensor
 
 from sandbox.build.clip import SETTLING_STEPS, image_normalised, mutate, new_clip, settle, tokenize, with_other
-from sandbox.build.denoiser import Conditioned, new_denoiser, noise_levels, text_encoder_of
+from sandbox.build.denoiser import Conditioned, balance, new_denoiser, noise_levels, text_encoder_of
 from sandbox.world import Spec, sample_spec
 
 
@@ -76,6 +76,13 @@ def test_noise_levels_follow_the_mixture_of_a_uniform_and_a_logit_normal(central
         return (1 - central) * share + central * norm.cdf(logit(share))
 
     assert kstest(t, cumulative).pvalue > 1e-3
+
+
+def test_balance_is_the_inverse_of_the_measured_error() -> None:
+    levels = torch.tensor([0.0, 0.033, 0.086, 0.179, 0.313, 0.477])
+    errors = torch.tensor([0.4527, 0.189, 0.093, 0.0541, 0.0376, 0.031])  # of v, read off a trained denoiser (LOG.md)
+    weighed = balance(levels) * errors
+    assert weighed.max() / weighed.min() < 1.25 and errors.max() / errors.min() > 14
 
 
 def reached(parameters: Iterator[Tensor]) -> list[bool]:
