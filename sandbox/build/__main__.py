@@ -35,8 +35,6 @@ from sandbox.world import Split, sample_captions
 
 SCRATCH = Path(__file__).parents[1] / ".build"
 POOL = SCRATCH / "pictures"
-EARLIER = SCRATCH / "sd" / "earlier"
-"""The pipeline in the middle of its training, whose pictures people are asked about too."""
 STEPS = {
     "autoencoder": 2400,
     "clip": 2400,
@@ -45,9 +43,9 @@ STEPS = {
     "outlines": 2400,
     "flaws": 2500,
     "rendered": 2000,
-    "generated": 1500,
+    "generated": 3500,
 }
-GROUPS = {"rendered": 3000, "earlier": 400, "generated": 320, "held out": 40}
+GROUPS = {"rendered": 3000, "generated": 1000, "held out": 40}
 
 
 class BudgetSpentError(Exception):
@@ -100,9 +98,6 @@ def build_sd(folder: Path, accelerator: Accelerator) -> None:
     for phase in denoiser.PHASES:
         model.text_encoder.requires_grad_(phase.joint)
         denoiser.finish(model, folder / phase.name, vae, phase, STEPS[phase.name], accelerator)
-        if phase.name == "joint" and not EARLIER.exists():
-            with atomic_path(EARLIER) as temporary:
-                denoiser.save_pipeline(temporary, vae, model.text_encoder, model.unet)
     held_out = draw_pictures(256, "test", 0.5, seed=103)
     psnr = autoencoder.peak_signal_to_noise(vae, held_out.images(np.arange(256)))
     with atomic_path(WEIGHTS / "sd") as temporary:
@@ -120,16 +115,14 @@ def _finished_autoencoder(folder: Path, accelerator: Accelerator) -> Autoencoder
 
 
 def build_hps(name: str, seed: int) -> Callable[[Path, Accelerator], None]:
-    """A builder of a preference score; those of two seeds are shown other pictures of the same pool to other people."""
+    """A builder of a preference score; those of two seeds ask other people about other pictures of the model."""
 
     def build(folder: Path, accelerator: Accelerator) -> None:
         base = load_clip(WEIGHTS / "clip", torch.device("cpu")).model
         device = accelerator.device
         stages = [
             hps.Stage("rendered", [_rendered], STEPS["rendered"]),
-            hps.Stage(
-                "generated", [partial(_generated, device), partial(_earlier, device), _rendered], STEPS["generated"]
-            ),
+            hps.Stage("generated", [partial(_generated, device, seed), _rendered], STEPS["generated"]),
         ]
         model = hps.build_hps(folder, base, stages, seed, accelerator).cpu()
         with atomic_path(WEIGHTS / name) as temporary:
@@ -150,23 +143,17 @@ def _rendered() -> hps.Pictures:
     return hps.render_pictures(path, GROUPS["rendered"], "train", through, flawed=0.65, seed=5)
 
 
-def _generated(device: torch.device) -> hps.Pictures:
-    return _drawn("generated", WEIGHTS / "sd", device, "train", seed=5)
-
-
-def _earlier(device: torch.device) -> hps.Pictures:
-    if not EARLIER.exists():
-        raise SystemExit(f"{EARLIER} is missing; the training of sd leaves it. Run python -m sandbox.build sd first.")
-    return _drawn("earlier", EARLIER, device, "train", seed=7)
+def _generated(device: torch.device, seed: int) -> hps.Pictures:
+    return _drawn("generated", device, "train", seed)
 
 
 def _held_out(device: torch.device) -> hps.Pictures:
-    return _drawn("held out", WEIGHTS / "sd", device, "dev", seed=6)
+    return _drawn("held out", device, "dev", seed=7)
 
 
-def _drawn(name: str, model: Path, device: torch.device, split: Split, seed: int) -> hps.Pictures:
-    texts, path = sample_captions(np.random.default_rng(seed), split, GROUPS[name]), POOL / f"{name}.safetensors"
-    return hps.generate_pictures(path, lambda: load_model(str(model), device), texts, n=8, seed=seed)
+def _drawn(name: str, device: torch.device, split: Split, seed: int) -> hps.Pictures:
+    texts, path = sample_captions(np.random.default_rng(seed), split, GROUPS[name]), POOL / f"{name}-{seed}.safetensors"
+    return hps.generate_pictures(path, lambda: load_model(str(WEIGHTS / "sd"), device), texts, n=8, seed=seed)
 
 
 def _accuracy(model: CLIP, pictures: hps.Pictures, seed: int) -> float:

@@ -1,8 +1,7 @@
 """The sandbox's human preference scores: its CLIP tuned on which of four pictures people chose (arXiv 2303.14420).
 
 The people are simulated, and asked anew at every step. First they see rendered scenes with and without flaws, through
-the autoencoder, then also pictures of the sandbox's own Stable Diffusion, which is what the score will judge, and of an
-earlier phase of its training, which made other mistakes.
+the autoencoder, then also pictures of the sandbox's own Stable Diffusion, which is what the score will judge.
 """
 
 from collections.abc import Callable, Sequence
@@ -172,15 +171,13 @@ def generate_pictures(
     prompts: list[str],
     n: int,
     seed: int,
-    guidance_scales: tuple[float, ...] = (1.0, 1.5, 2.0),
 ) -> Pictures:
-    """A model's pictures, `n` of each caption; guidance varies by caption, as people's settings do."""
+    """A model's pictures, `n` of each caption, without guidance: they differ more."""
 
     def draw(model: TextToImage, index: int) -> Tensor:
         texts = [text for text in prompts[index : index + 8] for _ in range(n)]
         seeds = [image_seed(seed, prompt_id(text), number % n) for number, text in enumerate(texts)]
-        scale = guidance_scales[index // 8 % len(guidance_scales)]
-        return _bytes(model.sample(texts, seeds, Sampling(NUM_INFERENCE_STEPS, scale)).cpu())
+        return _bytes(model.sample(texts, seeds, Sampling(NUM_INFERENCE_STEPS, guidance_scale=1.0)).cpu())
 
     def draw_all() -> Tensor:
         model = load()
