@@ -18,9 +18,17 @@ def write_card(weights: Path, training: Mapping[str, Path], quality: Mapping[str
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or "unknown"
+    """The commit of the code, marked where a file of it is changed; the weights, which are being written, do not count."""
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    changed = _git(
+        "status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/sandbox/weights", ":!/rewards/cards.yaml"
+    )
+    return (commit or "unknown") + ("-dirty" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    place = Path(__file__).parent
+    return subprocess.run(["git", *arguments], cwd=place, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _phase(metrics: Path) -> dict[str, object]:
