@@ -18,7 +18,7 @@ def write_card(weights: Path, training: Mapping[str, Path], quality: Mapping[str
 
 
 def _commit() -> str:
-    """The commit of the code, marked where a file of it is changed; the weights, which are being written, do not count."""
+    """The commit of the code, marked where a file of it is changed; the weights, which are being made, do not count."""
     commit = _git("rev-parse", "--short=12", "HEAD")
     changed = _git(
         "status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/sandbox/weights", ":!/rewards/cards.yaml"
