@@ -46,12 +46,12 @@ def pick_dtype(device: torch.device, mixed_precision: str = "auto") -> torch.dty
     return dtypes[mixed_precision]
 
 
-def set_threads(local_processes: int = 1) -> int:
+def set_threads() -> int:
     """Give this process its share of the machine's cores, and return how many threads that is.
 
     Launchers set OMP_NUM_THREADS to 1, and another number of threads gives other bits, so the number is set here, in
     one way: the environment variable ALIGN_NUM_THREADS, or else the cores this process may run on, divided by the
-    processes of the run on this machine.
+    processes of the run on this machine (LOCAL_WORLD_SIZE, which launchers set).
 
     Raises:
         ValueError: ALIGN_NUM_THREADS is not a positive whole number.
@@ -61,6 +61,7 @@ def set_threads(local_processes: int = 1) -> int:
         raise ValueError(
             f"ALIGN_NUM_THREADS is {wish!r}; it must be a whole number of at least 1. Correct or unset it."
         )
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     threads = int(wish) if wish else max(1, _available_cores() // local_processes)
     torch.set_num_threads(threads)
     return threads

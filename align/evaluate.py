@@ -1,4 +1,4 @@
-"""Paired comparison of two models: arrays of scores in, rows with bootstrap intervals and win rates out.
+"""Paired comparison of two models: arrays of scores in, rows with bootstrap intervals and win rates out; diversity.
 
 Prompts are resampled, not images: images of one prompt are not independent, so they are averaged first.
 """
@@ -6,8 +6,12 @@ Prompts are resampled, not images: images of one prompt are not independent, so 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+INTERVAL = (0.025, 0.975)
+"""The two quantiles between which 95 % of the bootstrap lies."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def compare(
     Raises:
         ValueError: Lengths differ, scores are not finite, or there are fewer than two prompts.
     """
-    before, after = _checked("base", base), _checked("tuned", tuned)
+    before, after = _checked("base scores", base), _checked("tuned scores", tuned)
     prompt = groups.cpu().numpy()
     if not len(before) == len(after) == len(prompt):
         raise ValueError(
@@ -90,7 +94,7 @@ def recovered_gap(
         ValueError: Shapes that do not fit, scores that are not finite, or fewer than two prompts.
     """
     before, chosen_by, after = (
-        _checked(name, scores)
+        _checked(f"{name} scores", scores)
         for name, scores in (("judge_base", judge_base), ("selector_base", selector_base), ("judge_tuned", judge_tuned))
     )
     if before.shape != chosen_by.shape or len(before) != len(after):
@@ -108,11 +112,49 @@ def recovered_gap(
     return RecoveredGap(gap, gain, gain / gap, *_interval(gains / gaps))
 
 
+def mean_interval(
+    values: Float[Tensor, "prompt column"], seed: int, resamples: int = 10_000
+) -> tuple[Float[Tensor, " column"], Float[Tensor, " column"], Float[Tensor, " column"]]:
+    """The mean over prompts of each column, and both ends of its 95 % interval (percentile bootstrap over prompts).
+
+    Raises:
+        ValueError: Values that are not finite, or fewer than two prompts.
+    """
+    rows = _checked("columns", values)
+    lows, highs = np.quantile(_resampled_means(rows, seed, resamples), INTERVAL, axis=0)
+    return torch.from_numpy(rows.mean(axis=0)), torch.from_numpy(lows), torch.from_numpy(highs)
+
+
+def diversity(embeddings: Float[Tensor, "image dim"], groups: Int[Tensor, " image"]) -> Float[Tensor, " prompt"]:
+    """Mean cosine distance (1 - cosine) between two images of a prompt, for each prompt, by rising prompt index.
+
+    `groups` is the prompt index of each image. With u the mean of the m unit vectors of a prompt, the mean over its
+    m (m - 1) / 2 pairs is m (1 - |u|^2) / (m - 1), as m^2 |u|^2 is the sum of all m^2 cosines and m of them are 1.
+
+    Raises:
+        ValueError: Lengths differ, a prompt has one image only, or embeddings that are not finite.
+    """
+    vectors, prompt = _checked("embeddings", embeddings), groups.cpu().numpy()
+    if len(vectors) != len(prompt):
+        raise ValueError(
+            f"{len(vectors)} embeddings and {len(prompt)} prompt indices came; there must be as many of each. Give "
+            "every image the index of its prompt."
+        )
+    prompts, counts = np.unique(prompt, return_counts=True)
+    if counts.min() < 2:
+        raise ValueError(
+            f"Prompt {prompts[counts.argmin()]} came with one image; a distance needs two. Generate two or more images "
+            "of each prompt."
+        )
+    mean = _group_means(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), prompt)
+    return torch.from_numpy(counts * (1 - (mean**2).sum(axis=1)) / (counts - 1))
+
+
 def _checked(name: str, scores: Tensor) -> Float[np.ndarray, "..."]:
     values = scores.detach().double().cpu().numpy()
     if values.size == 0 or not np.isfinite(values).all():
         raise ValueError(
-            f"The {name} scores hold {(~np.isfinite(values)).sum()} of {values.size} values that are not finite; there "
+            f"The {name} hold {(~np.isfinite(values)).sum()} of {values.size} values that are not finite; there "
             "must be one or more, all finite. Score those images again."
         )
     return values
@@ -130,7 +172,10 @@ def _group_means(
 def _resampled_means(
     values: Float[np.ndarray, "prompt column"], seed: int, resamples: int
 ) -> Float[np.ndarray, "resample column"]:
-    """Column means of `resamples` bootstrap samples of the rows, in blocks that keep the indices below 32 MiB."""
+    """Column means of `resamples` bootstrap samples of the rows, in blocks that keep the indices below 32 MiB.
+
+    Each sample is how often it drew each row, times the rows: to gather the rows would need memory for every column.
+    """
     prompts = len(values)
     if prompts < 2:
         raise ValueError(
@@ -139,9 +184,15 @@ def _resampled_means(
     generator = np.random.default_rng(seed)
     block = max(1, 2**22 // prompts)
     sizes = [min(block, resamples - start) for start in range(0, resamples, block)]
-    return np.concatenate([values[generator.integers(prompts, size=(size, prompts))].mean(axis=1) for size in sizes])
+    return np.concatenate([_drawn(generator, size, prompts) @ values / prompts for size in sizes])
+
+
+def _drawn(generator: np.random.Generator, size: int, prompts: int) -> Int[np.ndarray, "size prompts"]:
+    """How often each of `size` bootstrap samples drew each prompt."""
+    cells = generator.integers(prompts, size=(size, prompts)) + prompts * np.arange(size)[:, None]
+    return np.bincount(cells.ravel(), minlength=size * prompts).reshape(size, prompts)
 
 
 def _interval(statistics: Float[np.ndarray, " resample"]) -> tuple[float, float]:
-    low, high = np.quantile(statistics, [0.025, 0.975])
+    low, high = np.quantile(statistics, INTERVAL)
     return float(low), float(high)

@@ -1,5 +1,6 @@
 """LoRA fine-tuning of a text-to-image model on images of its own or others': encoded once, then trained on."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,43 +11,29 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from align import lora
+from align.encoded import Encoded, Picture, encode
 from align.log import Log
-from align.losses import denoising_mse
+from align.losses import denoising_mse, min_snr_weights
 from align.model import TextToImage
-from align.samples import SampleRow, SampleStore
-from align.train import Batches, Loss, TrainSettings, step_generator, train
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Images as latents, their prompts as embeddings (each different one once, the empty one first)."""
-
-    latents: Float[Tensor, "image channels latent_h latent_w"]
-    embeddings: Float[Tensor, "prompt tokens dim"]
-    prompt_of: Int[Tensor, " image"]
-
-
-@torch.no_grad()
-def encode(model: TextToImage, store: SampleStore, rows: list[SampleRow], batch_size: int, log: Log) -> Encoded:
-    """Encode images and prompts once, `batch_size` at a time; both stay in main memory."""
-    prompts = ["", *dict.fromkeys(row.text for row in rows)]
-    latents: list[Tensor] = []
-    with log.progress(len(rows), "encode") as progress:
-        for start in range(0, len(rows), batch_size):
-            images = store.load(rows[start : start + batch_size]).to(model.device)
-            latents.append(model.encode_images(images).cpu())
-            progress.update(len(images))
-    chunks = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
-    embeddings = torch.cat([model.encode_prompts(chunk).cpu() for chunk in chunks])
-    index = {prompt: number for number, prompt in enumerate(prompts)}
-    return Encoded(torch.cat(latents), embeddings, torch.tensor([index[row.text] for row in rows]))
+from align.train import Batches, Loss, TrainSettings, Validation, step_generator, train
 
 
 @dataclass(frozen=True)
 class LoraTraining:
     """A LoRA and how it is trained; names as in the diffusers training scripts.
 
-    Noise levels are drawn from `min_timestep` (as in kohya's scripts) up to the model's last.
+    Attributes:
+        rank: Of the update of each layer.
+        lora_alpha: The update is scaled by lora_alpha / rank.
+        target_modules: Names of the layers; None for the model's own choice.
+        train_batch_size: Images a process sees at once.
+        proportion_empty_prompts: Share of images whose prompt is replaced by the empty one.
+        min_timestep: The lowest noise level drawn (as in kohya's scripts); the highest is the model's last.
+        snr_gamma: Of the min-SNR weights (arXiv 2303.09556); None for none.
+        noise_offset: Standard deviation of a shift that all pixels of a channel share (0.05 to 0.1 is usual), so that
+            very dark and very bright pictures are learned.
+        regularization: Share of images drawn from the ordinary ones, against drift.
+        loop: The rest.
     """
 
     rank: int
@@ -56,43 +43,66 @@ class LoraTraining:
     proportion_empty_prompts: float
     min_timestep: int
     loop: TrainSettings
+    snr_gamma: float | None = None
+    noise_offset: float = 0.0
+    regularization: float = 0.0
+
+
+@dataclass(frozen=True)
+class NoisyBatch:
+    """What a step trains on: latents, the noise to add, its level, and what the picture shows."""
+
+    latents: Float[Tensor, "batch channels latent_h latent_w"]
+    noise: Float[Tensor, "batch channels latent_h latent_w"]
+    timesteps: Int[Tensor, " batch"]
+    embeddings: Float[Tensor, "batch tokens dim"]
 
 
 def train_lora(
     model: TextToImage,
-    store: SampleStore,
-    rows: list[SampleRow],
+    pictures: Sequence[Picture],
+    ordinary: Sequence[Picture],
     settings: LoraTraining,
     folder: Path,
     log: Log,
     accelerator: Accelerator,
+    start_from: Path | None = None,
+    validation: Validation | None = None,
 ) -> None:
     """Train a LoRA on images, checkpoints in `folder/checkpoints`, into `folder/lora`; the model is left as it was.
 
     The objective is the denoising error (arXiv 2006.11239, equation 14) at the noise levels from `min_timestep` on.
     Does nothing where `folder/lora` is there.
 
+    Arguments:
+        model: Without a LoRA.
+        pictures: What it shall learn.
+        ordinary: What it shall not forget: images of which a share is mixed in, see `LoraTraining.regularization`.
+        settings: How.
+        folder: For checkpoints, encoded images while they are needed, and the LoRA.
+        log: Gets the curves.
+        accelerator: The processes that share the work.
+        start_from: A LoRA to go on with, instead of a new one.
+        validation: What is looked at meanwhile.
+
     Raises:
-        ValueError: `min_timestep` leaves no noise level.
+        ValueError: `min_timestep` leaves no noise level, or a share of ordinary images is asked for and there is none.
     """
     if (folder / "lora").exists():
         return
     check_min_timestep(model, settings.min_timestep)
-    data = encode(model, store, rows, settings.train_batch_size, log)
-    targets = settings.target_modules or model.lora_target_modules
-    lora.inject(model.denoiser, settings.rank, settings.lora_alpha, targets, settings.loop.seed)
-    batches = _batches(data, settings, model.device)
-    train(
-        model.denoiser,
-        batches,
-        _loss(model, settings.min_timestep),
-        settings.loop,
-        folder / "checkpoints",
-        log,
-        accelerator,
-    )
-    lora.save_lora(model, folder / "lora")
+    encoded = folder / "encoded"
+    data = encode(model, pictures, encoded / "selected", settings.train_batch_size, log, accelerator)
+    rest = _encode_ordinary(model, ordinary, encoded / "ordinary", settings, log, accelerator)
+    _place(model, settings, start_from)
+    batches, loss = _batches(model, data, rest, settings), _loss(model, settings.snr_gamma)
+    train(model.denoiser, batches, loss, settings.loop, folder / "checkpoints", log, accelerator, validation)
+    if accelerator.is_main_process:
+        lora.save_lora(model, folder / "lora")
+    accelerator.wait_for_everyone()
     lora.eject(model.denoiser)
+    if accelerator.is_main_process:
+        shutil.rmtree(encoded)
 
 
 def check_min_timestep(model: TextToImage, min_timestep: int) -> None:
@@ -104,45 +114,92 @@ def check_min_timestep(model: TextToImage, min_timestep: int) -> None:
         )
 
 
-def shuffled(count: int, batch_size: int, seed: int) -> Callable[[int], Int[Tensor, " batch"]]:
-    """The indices of a step's batch: every index once an epoch, each epoch in an order of its own.
+def shuffled(count: int, seed: int) -> Callable[[int], int]:
+    """The index at a position of an endless stream: every index once an epoch, each epoch in an order of its own."""
+    orders: dict[int, list[int]] = {}
 
-    A pure function of the step. A batch may reach over the end of an epoch into the next one.
+    def index(position: int) -> int:
+        epoch, place = divmod(position, count)
+        if epoch not in orders:
+            orders.clear()  # the stream is read forwards; another epoch's order is made again when asked for
+            orders[epoch] = torch.randperm(count, generator=step_generator(seed, epoch)).tolist()
+        return orders[epoch][place]
+
+    return index
+
+
+def _encode_ordinary(
+    model: TextToImage,
+    ordinary: Sequence[Picture],
+    folder: Path,
+    settings: LoraTraining,
+    log: Log,
+    accelerator: Accelerator,
+) -> Encoded | None:
+    if not settings.regularization:
+        return None
+    if not ordinary:
+        raise ValueError(
+            f"A share of {settings.regularization:g} ordinary images shall be mixed in, and none came. "
+            "Give a folder of them with captions, or a share of 0."
+        )
+    return encode(model, ordinary, folder, settings.train_batch_size, log, accelerator)
+
+
+def _place(model: TextToImage, settings: LoraTraining, start_from: Path | None) -> None:
+    """A new LoRA, or one that is there, in the denoiser and ready to train."""
+    if start_from:
+        lora.load_lora(model, start_from)
+        return
+    targets = settings.target_modules or model.lora_target_modules
+    lora.inject(model.denoiser, settings.rank, settings.lora_alpha, targets, settings.loop.seed)
+
+
+def _batches(model: TextToImage, data: Encoded, rest: Encoded | None, settings: LoraTraining) -> Batches[NoisyBatch]:
+    """Batch number m holds the positions from m * size on of one endless stream of noisy images.
+
+    All chance belongs to a position, so the stream is the same however it is cut into batches and processes.
     """
-
-    def order(epoch: int) -> Tensor:
-        return torch.randperm(count, generator=step_generator(seed, epoch))
-
-    def indices(step: int) -> Tensor:
-        first, last = step * batch_size, (step + 1) * batch_size
-        epochs = range(first // count, (last - 1) // count + 1)
-        return torch.cat([order(epoch) for epoch in epochs])[first - epochs[0] * count :][:batch_size]
-
-    return indices
-
-
-def _batches(data: Encoded, settings: LoraTraining, device: torch.device) -> Batches[tuple[Tensor, Tensor]]:
     size, seed = settings.train_batch_size, settings.loop.seed
-    order = shuffled(len(data.latents), size, seed)
+    order, rest_order = shuffled(len(data), seed), shuffled(len(rest) if rest else 1, seed)
 
-    def batch(step: int) -> tuple[Tensor, Tensor]:
-        images = order(step)
-        empty = torch.rand(size, generator=step_generator(seed + 1, step)) < settings.proportion_empty_prompts
-        prompts = torch.where(empty, 0, data.prompt_of[images])
-        return data.latents[images].to(device), data.embeddings[prompts].to(device)
+    def sample(position: int) -> tuple[Tensor, Tensor, int, Tensor]:
+        generator = step_generator(seed + 1, position)
+        share, other_share = torch.rand(2, generator=generator).tolist()
+        if rest and share < settings.regularization:
+            source, image = rest, rest_order(position)
+        else:
+            source, image = data, order(position)
+        latents = source.latents([image])[0]
+        prompt = 0 if other_share < settings.proportion_empty_prompts else source.prompt_of[image]
+        noise = torch.randn(latents.shape, generator=generator)
+        shift = settings.noise_offset * torch.randn(len(latents), 1, 1, generator=generator)
+        t = torch.randint(settings.min_timestep, model.num_train_timesteps, (), generator=generator)
+        return latents, noise + shift, int(t), source.embeddings([prompt])[0]
+
+    def batch(number: int) -> NoisyBatch:
+        latents, noise, t, embeddings = zip(*map(sample, range(number * size, (number + 1) * size)), strict=True)
+        to = model.device
+        return NoisyBatch(
+            torch.stack(latents).to(to),
+            torch.stack(noise).to(to),
+            torch.tensor(t).to(to),
+            torch.stack(embeddings).to(to),
+        )
 
     return batch
 
 
-def _loss(model: TextToImage, min_timestep: int) -> Loss[tuple[Tensor, Tensor]]:
-    def loss(denoiser: nn.Module, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Float[Tensor, ""]:
-        del denoiser  # the one the LoRA is in is the model's own
-        latents, embeddings = batch
-        noise = torch.randn(latents.shape, generator=generator).to(latents)
-        t = torch.randint(min_timestep, model.num_train_timesteps, (len(latents),), generator=generator).to(
-            latents.device
+def _loss(model: TextToImage, snr_gamma: float | None) -> Loss[NoisyBatch]:
+    def loss(denoiser: nn.Module, batch: NoisyBatch, generator: torch.Generator) -> Float[Tensor, ""]:
+        del denoiser, generator  # the LoRA is in the model's own denoiser, and the batch brings its noise
+        noisy = model.add_noise(batch.latents, batch.noise, batch.timesteps)
+        prediction = model.predict(noisy, batch.timesteps, batch.embeddings)
+        target = model.target(batch.latents, batch.noise, batch.timesteps)
+        if snr_gamma is None:
+            return denoising_mse(prediction, target)
+        return denoising_mse(
+            prediction, target, min_snr_weights(model.snr(batch.timesteps), snr_gamma, model.prediction_type)
         )
-        prediction = model.predict(model.add_noise(latents, noise, t), t, embeddings)
-        return denoising_mse(prediction, model.target(latents, noise, t))
 
     return loss

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from align.log import Log
 from align.model import Sampling, TextToImage
@@ -31,13 +32,14 @@ def generate(
     batch_size: int,
     sampling: Sampling,
     log: Log,
+    accelerator: Accelerator,
     description: str = "generate",
 ) -> SampleStore:
     """Fill a sample store with `samples_per_prompt` images of each prompt; what is there already is kept.
 
-    Micro-batches of `batch_size` are formed in the order of prompts and samples before anything is skipped, and one
-    that lacks an image is made again as a whole. So a run that was killed and started again ends with the bytes of one
-    that was not.
+    Micro-batches of `batch_size` are formed in the order of prompts and samples before anything is skipped or shared
+    out, and one that lacks an image is made again as a whole. So a run that was killed and started again ends with the
+    bytes of one that was not, with any number of processes.
 
     Arguments:
         model: What makes the images.
@@ -48,6 +50,7 @@ def generate(
         batch_size: Images the model makes at once. Another one changes an image by rounding at most.
         sampling: How images are drawn.
         log: Shows the progress, in images.
+        accelerator: The processes that share the work, batch by batch.
         description: What the progress is called.
 
     Raises:
@@ -57,17 +60,21 @@ def generate(
     unique = tuple(dict.fromkeys(prompts))
     _check(unique, samples_per_prompt, batch_size)
     plan = _Plan(SampleStore(folder), model.fingerprint, unique, samples_per_prompt, seed)
-    plan.store.claim(plan.record(sampling))
+    if accelerator.is_main_process:
+        plan.store.claim(plan.record(sampling))
     shards = [shard for shard in plan.store.shards(plan.images) if not plan.store.is_sealed(shard.start)]
     with log.progress(plan.images, description, initial=plan.images - sum(map(len, shards))) as progress:
         for shard in shards:
             rows = [plan.row(position) for position in shard]
-            for start in range(0, len(rows), batch_size):
-                batch = rows[start : start + batch_size]
-                if not plan.store.has(batch):
+            batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+            for number, batch in enumerate(batches):
+                if number % accelerator.num_processes == accelerator.process_index and not plan.store.has(batch):
                     _make(model, plan.store, batch, sampling)
                 progress.update(len(batch))
-            plan.store.seal(rows)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                plan.store.seal(rows)
+    accelerator.wait_for_everyone()
     return plan.store
 
 

@@ -1,4 +1,4 @@
-"""The record of a run: `metrics.jsonl`, mirrored to W&B where asked (this is the one door to it), and progress bars.
+"""The record of a run: `metrics.jsonl`, mirrored to W&B (this is the one door to it) and TensorBoard where asked.
 
 Only the main process logs; on the others every method does nothing, so a caller need not ask which one it is.
 """
@@ -7,26 +7,30 @@ import json
 import math
 import os
 import secrets
-import sys
-import time
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, final
 
-from jaxtyping import Float
+import numpy as np
+from jaxtyping import Float, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
+from align.progress import Progress, show_progress
 from align.state import atomic_path, read_json, write_json
 
 if TYPE_CHECKING:
     import wandb
+    from torch.utils.tensorboard import SummaryWriter
 
 METRICS = "metrics.jsonl"
+
+Cell = str | int | float | Float[Tensor, "3 h w"]
+"""What a table may hold: a picture is in [0, 1]."""
 
 
 @final
@@ -34,7 +38,7 @@ class Log:
     """The log of one run folder; a resumed run opens the same folder and continues the same record.
 
     Each line of `metrics.jsonl` is `{"time": ..., "phase": ..., "step": ..., NAME: VALUE, ...}`, with time in UTC. The
-    file is the record and W&B a mirror: there the names are `PHASE/NAME`, drawn over `PHASE/step`.
+    file is the record; W&B and TensorBoard are mirrors, and without one of them tables and pictures go nowhere.
     """
 
     def __init__(
@@ -45,23 +49,26 @@ class Log:
         config: Mapping[str, Any] | None = None,
         is_main: bool = True,
     ) -> None:
-        """Open the log; `run_name` and `config` (no secrets in it) are what W&B shows.
+        """Open the log, mirrored to any of "tensorboard" and "wandb"; W&B shows `run_name` and `config` (no secrets).
 
         Raises:
-            ValueError: An unknown tracker, or W&B without a login that is not offline.
+            ValueError: An unknown tracker, no TensorBoard installed, or W&B without a login that is not offline.
         """
-        unknown = set(report_to) - {"wandb"}
-        if unknown:
+        if unknown := set(report_to) - {"tensorboard", "wandb"}:
             raise ValueError(
-                f"Unknown tracker in report_to: {', '.join(sorted(unknown))}. Known: wandb. Use that or none."
+                f"Unknown tracker in report_to: {', '.join(sorted(unknown))}. Known: tensorboard, wandb. Use some of "
+                "these, or none."
             )
         self._path = folder / METRICS
         self._is_main = is_main
-        self._mirror = None
+        self._mirrors: list[_Mirror] = []
         if is_main:
             folder.mkdir(parents=True, exist_ok=True)
             _drop_torn_line(self._path)
-            self._mirror = _Wandb(folder, run_name, config or {}) if report_to else None
+            if "tensorboard" in report_to:
+                self._mirrors.append(_TensorBoard(folder))
+            if "wandb" in report_to:  # last, since a started run would have to be finished if the other failed
+                self._mirrors.append(_Wandb(folder, run_name, config or {}))
 
     def __enter__(self) -> "Log":
         return self
@@ -72,10 +79,9 @@ class Log:
         self.close(failed=kind is not None)
 
     def close(self, failed: bool = False) -> None:
-        """Finish the W&B run, as failed where asked; `metrics.jsonl` needs no closing."""
-        if self._mirror is not None:
-            self._mirror.close(failed)
-            self._mirror = None
+        """Finish the mirrors, in W&B as failed where asked; `metrics.jsonl` needs no closing."""
+        while self._mirrors:
+            self._mirrors.pop().close(failed)
 
     def metrics(self, step: int, values: Mapping[str, int | float], phase: str) -> None:
         """Record finite numbers of one step of a phase (steps count from 1 where something is repeated).
@@ -90,16 +96,44 @@ class Log:
         row = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "phase": phase, "step": step, **values}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        if self._mirror is not None:
-            self._mirror.log(step, values, phase)
+        for mirror in self._mirrors:
+            mirror.log(step, values, phase)
 
     def images(self, step: int, images: Mapping[str, tuple[Float[Tensor, "3 h w"], str]], phase: str) -> None:
-        """Show images with their captions, by name, in W&B; without W&B nothing happens."""
-        if self._mirror is not None:
-            self._mirror.log(step, {name: _wandb_image(*image) for name, image in images.items()}, phase)
+        """Show images in [0, 1] by name, in W&B with their captions."""
+        for mirror in self._mirrors:
+            mirror.images(step, images, phase)
+
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, Cell]], phase: str) -> None:
+        """Show a table in W&B: a row is column -> cell, and a picture is a cell in [0, 1]. No rows, no table.
+
+        Raises:
+            ValueError: A row with other columns than the first.
+        """
+        for number, row in enumerate(rows, start=1):
+            if row.keys() != rows[0].keys():
+                raise ValueError(
+                    f"Row {number} of table {phase}/{name} has the columns {', '.join(row)}; the first row has "
+                    f"{', '.join(rows[0])}. Give every row the same columns."
+                )
+        for mirror in self._mirrors if rows else ():
+            mirror.table(step, name, rows, phase)
+
+    def artifact(self, path: Path, name: str, kind: str) -> None:
+        """Keep a copy of a file or of a folder's files in W&B, as artifact `name` of type `kind` ("model", "dataset").
+
+        Raises:
+            ValueError: A path where nothing is.
+        """
+        if self._is_main and not path.exists():
+            raise ValueError(f"Artifact {name!r} is to be kept from {path}, where nothing is. Write it there before.")
+        for mirror in self._mirrors:
+            mirror.artifact(path, name, kind)
 
     def rewind(self, phase: str, step: int) -> None:
         """Forget what was recorded of a phase after `step`, since a resumed run will do it again."""
+        for mirror in self._mirrors:
+            mirror.rewind(phase, step)
         if not self._is_main or not self._path.exists():
             return
         rows = read_metrics(self._path.parent)
@@ -108,18 +142,9 @@ class Log:
             with atomic_path(self._path) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
-    @contextmanager
-    def progress(self, total: int, description: str, initial: int = 0) -> Generator["Progress", None, None]:
-        """Show how far a phase is: a bar on a terminal, elsewhere a line every ten seconds, both on stderr."""
-        on_terminal = sys.stderr.isatty()
-        if on_terminal or not self._is_main:
-            progress = _Bar(total, description, initial, disable=not self._is_main)
-        else:
-            progress = _Lines(total, description, initial, time.monotonic)
-        try:
-            yield progress
-        finally:
-            progress.close()
+    def progress(self, total: int, description: str, initial: int = 0) -> AbstractContextManager[Progress]:
+        """Show how far a phase is: a bar on a terminal, elsewhere a line every few seconds, both on stderr."""
+        return show_progress(total, description, initial, disable=not self._is_main)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -162,93 +187,99 @@ def _check_metric(step: int, phase: str, name: str, value: int | float) -> None:
         )
 
 
-class Progress(ABC):
-    """What a phase tells while it works."""
+class _Mirror(ABC):
+    """A tracker that shows what it is told, as `Log` was told it."""
 
     @abstractmethod
-    def update(self, count: int = 1) -> None:
-        """Say that `count` more are done."""
+    def log(self, step: int, values: Mapping[str, int | float], phase: str) -> None: ...
 
     @abstractmethod
-    def close(self) -> None:
-        """Say that no more will come."""
+    def images(self, step: int, images: Mapping[str, tuple[Float[Tensor, "3 h w"], str]], phase: str) -> None: ...
+
+    @abstractmethod
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, Cell]], phase: str) -> None: ...
+
+    @abstractmethod
+    def artifact(self, path: Path, name: str, kind: str) -> None: ...
+
+    @abstractmethod
+    def rewind(self, phase: str, step: int) -> None: ...
+
+    @abstractmethod
+    def close(self, failed: bool) -> None: ...
+
+
+def _pixels(image: Float[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    return (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
 @final
-class _Bar(Progress):
-    def __init__(self, total: int, description: str, initial: int, disable: bool) -> None:
-        self._bar = tqdm(total=total, desc=description, initial=initial, disable=disable, dynamic_ncols=True)
+class _TensorBoard(_Mirror):
+    """Event files in `tensorboard/PHASE`, a folder for each phase since a rewind purges all that its folder has."""
 
-    def update(self, count: int = 1) -> None:
-        self._bar.update(count)
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ValueError(
+                f"report_to has tensorboard, which cannot be imported ({error}). Install it with "
+                "`pip install tensorboard`, or leave it out of report_to."
+            ) from error
+        self._open, self._folder = SummaryWriter, folder / "tensorboard"
+        self._writers: dict[str, SummaryWriter] = {}
 
-    def close(self) -> None:
-        self._bar.close()
+    def log(self, step: int, values: Mapping[str, int | float], phase: str) -> None:
+        for name, value in values.items():
+            self._of(phase).add_scalar(name, value, step)
+        self._of(phase).flush()  # what `metrics.jsonl` has must be here too when the run is killed
+
+    def images(self, step: int, images: Mapping[str, tuple[Float[Tensor, "3 h w"], str]], phase: str) -> None:
+        for name, (image, _) in images.items():
+            self._of(phase).add_image(name, _pixels(image), step, dataformats="HWC")
+        self._of(phase).flush()
+
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, Cell]], phase: str) -> None:
+        """TensorBoard has no tables."""
+
+    def artifact(self, path: Path, name: str, kind: str) -> None:
+        """TensorBoard has no artifacts."""
+
+    def rewind(self, phase: str, step: int) -> None:
+        """Open a file that tells readers to drop what the phase's earlier files have after `step`."""
+        if (self._folder / phase).exists():
+            if phase in self._writers:
+                self._writers.pop(phase).close()
+            self._of(phase, purge_step=step + 1)
+
+    def close(self, failed: bool) -> None:
+        while self._writers:
+            self._writers.popitem()[1].close()
+
+    def _of(self, phase: str, purge_step: int | None = None) -> "SummaryWriter":
+        if phase not in self._writers:
+            path = self._folder / phase
+            first = None if path.exists() else 0  # readers take a purge as one only if the first file has one as well
+            self._writers[phase] = self._open(str(path), purge_step=first if purge_step is None else purge_step)
+        return self._writers[phase]
 
 
 @final
-class _Lines(Progress):
-    """Lines for logs and pipes, where a bar would be thousands of carriage returns."""
+class _Wandb(_Mirror):
+    """One W&B run that belongs to a run folder: its id is in `wandb.json`, and its files stay inside the folder.
 
-    def __init__(self, total: int, description: str, initial: int, clock: Callable[[], float]) -> None:
-        self._total, self._description, self._initial, self._done = total, description, initial, initial
-        self._clock = clock
-        self._start = self._last = clock()
-
-    def update(self, count: int = 1) -> None:
-        self._done += count
-        now = self._clock()
-        if now - self._last >= 10:
-            self._last = now
-            left = (now - self._start) / (self._done - self._initial) * (self._total - self._done)
-            self._print(f"{_duration(left)} left")
-
-    def close(self) -> None:
-        if self._done > self._initial:
-            self._print(f"after {_duration(self._clock() - self._start)}")
-
-    def _print(self, note: str) -> None:
-        share = self._done / max(self._total, 1)
-        print(
-            f"{self._description}: {self._done:,} of {self._total:,} ({share:.0%}), {note}", file=sys.stderr, flush=True
-        )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-@final
-class _Wandb:
-    """One W&B run that belongs to a run folder: its id is in `wandb.json`, and its files stay inside the folder."""
+    The names are `PHASE/NAME`, drawn over `PHASE/step`.
+    """
 
     def __init__(self, folder: Path, run_name: str | None, config: Mapping[str, Any]) -> None:
-        import wandb
-
         offline = os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled")
-        self._environment = _enter_environment(_wandb_folders(folder, offline))
+        self._temporary = (folder / "wandb/tmp").resolve()
         self._phases: set[str] = set()
-        try:
-            _check_login(offline)
-            self._run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "align"),
-                name=run_name,
-                id=_run_id(folder),
-                dir=folder,
-                config=dict(config),
-                resume=None if offline else "allow",
-            )
-        except wandb.Error as error:
-            _leave_environment(self._environment)
-            raise ValueError(
-                f"W&B could not start ({error}). It needs a connection and a login; set WANDB_MODE=offline to log into "
-                f"{folder} and upload later with `wandb sync`, or leave out report_to."
-            ) from error
-        except BaseException:
-            _leave_environment(self._environment)
-            raise
+        with ExitStack() as stack:
+            stack.enter_context(_environment(_wandb_folders(folder, offline)))
+            with _temporary_files(self._temporary):
+                _check_login(offline)
+                self._run = _wandb_run(folder, run_name, config, offline)
+            self._environment = stack.pop_all()
 
     def log(self, step: int, values: Mapping[str, Any], phase: str) -> None:
         if phase not in self._phases:  # each phase has its own axis: W&B's own step could not go back on resume
@@ -256,9 +287,53 @@ class _Wandb:
             self._phases.add(phase)
         self._run.log({f"{phase}/{name}": value for name, value in values.items()} | {f"{phase}/step": step})
 
+    def images(self, step: int, images: Mapping[str, tuple[Float[Tensor, "3 h w"], str]], phase: str) -> None:
+        with _temporary_files(self._temporary):
+            self.log(step, {name: _wandb_image(*image) for name, image in images.items()}, phase)
+
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, Cell]], phase: str) -> None:
+        import wandb
+
+        with _temporary_files(self._temporary):
+            table = wandb.Table(columns=[*rows[0]])
+            for row in rows:
+                cells = [row[column] for column in rows[0]]
+                table.add_data(*(_wandb_image(cell) if isinstance(cell, Tensor) else cell for cell in cells))
+            self.log(step, {name: table}, phase)
+
+    def artifact(self, path: Path, name: str, kind: str) -> None:
+        import wandb
+
+        with _temporary_files(self._temporary):
+            artifact = wandb.Artifact(name, type=kind)
+            (artifact.add_dir if path.is_dir() else artifact.add_file)(str(path))
+            self._run.log_artifact(artifact)
+
+    def rewind(self, phase: str, step: int) -> None:
+        """W&B keeps both: the repeated steps are drawn at the same place of the phase's axis."""
+
     def close(self, failed: bool) -> None:
-        self._run.finish(exit_code=int(failed))
-        _leave_environment(self._environment)
+        with self._environment:
+            self._run.finish(exit_code=int(failed))
+
+
+def _wandb_run(folder: Path, run_name: str | None, config: Mapping[str, Any], offline: bool) -> "wandb.Run":
+    import wandb
+
+    try:
+        return wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "align"),
+            name=run_name,
+            id=_run_id(folder),
+            dir=folder,
+            config=dict(config),
+            resume=None if offline else "allow",
+        )
+    except wandb.Error as error:
+        raise ValueError(
+            f"W&B could not start ({error}). It needs a connection and a login; set WANDB_MODE=offline to log into "
+            f"{folder} and upload later with `wandb sync`, or leave out report_to."
+        ) from error
 
 
 def _wandb_folders(folder: Path, offline: bool) -> dict[str, str]:
@@ -269,19 +344,31 @@ def _wandb_folders(folder: Path, offline: bool) -> dict[str, str]:
     return {name: str(path.resolve()) for name, path in inside.items()}
 
 
-def _enter_environment(values: Mapping[str, str]) -> dict[str, str | None]:
-    """Set environment variables, which W&B reads as long as it runs; returns what they were."""
-    before = {name: os.environ.get(name) for name in values}
+@contextmanager
+def _temporary_files(folder: Path) -> Generator[None, None, None]:
+    """Have Python's temporary files in `folder`: W&B puts pictures and tables there first, and a kill leaves them.
+
+    Only around calls of W&B: elsewhere temporary files may be sockets, whose paths must be short.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Generator[None, None, None]:
+    """Set environment variables, which W&B reads as long as it runs."""
+    before = {name: os.environ[name] for name in values if name in os.environ}
     os.environ.update(values)
-    return before
-
-
-def _leave_environment(before: Mapping[str, str | None]) -> None:
-    for name, value in before.items():
-        if value is None:
+    try:
+        yield
+    finally:
+        for name in values:
             os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+        os.environ.update(before)
 
 
 def _check_login(offline: bool) -> None:
@@ -303,8 +390,7 @@ def _run_id(folder: Path) -> str:
     return read_json(path)["id"]
 
 
-def _wandb_image(image: Float[Tensor, "3 h w"], caption: str) -> "wandb.Image":
+def _wandb_image(image: Float[Tensor, "3 h w"], caption: str | None = None) -> "wandb.Image":
     import wandb
 
-    pixels = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return wandb.Image(pixels, caption=caption)
+    return wandb.Image(_pixels(image), caption=caption)

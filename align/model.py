@@ -113,6 +113,10 @@ class TextToImage(ABC):
         """The latents at noise levels `timesteps`: x_t = alpha_t x + sigma_t noise (arXiv 2006.11239, equation 4)."""
 
     @abstractmethod
+    def snr(self, timesteps: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """The signal-to-noise ratio alpha_t^2 / sigma_t^2 of noise levels; 0 where there is no signal."""
+
+    @abstractmethod
     def predict(
         self,
         noisy: Float[Tensor, "batch channels latent_h latent_w"],

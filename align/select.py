@@ -63,7 +63,14 @@ def quantile_threshold(scores: Float[Tensor, "..."], q: float) -> float:
 def expected_best_of_k(
     scores: Float[Tensor, "prompt n"], judge: Float[Tensor, "prompt n"] | None = None
 ) -> Float[Tensor, " n"]:
-    """E[score of the best of k samples] for k = 1..n, averaged over prompts, from n samples a prompt (float64).
+    """E[score of the best of k samples] for k = 1..n, averaged over prompts: `best_of_k_by_prompt`, with its errors."""
+    return best_of_k_by_prompt(scores, judge).mean(dim=0)
+
+
+def best_of_k_by_prompt(
+    scores: Float[Tensor, "prompt n"], judge: Float[Tensor, "prompt n"] | None = None
+) -> Float[Tensor, "prompt n"]:
+    """E[score of the best of k samples of a prompt] for k = 1..n, from n samples a prompt (float64).
 
     The unbiased estimator that averages over all subsets of k without replacement: with the scores sorted upwards,
     the i-th of n is the best of C(i - 1, k - 1) of the C(n, k) subsets.
@@ -81,7 +88,7 @@ def expected_best_of_k(
             "images. Score one set of candidates with both."
         )
     worst_first = _best_first(values).flip(1)
-    return (worth.gather(1, worst_first) @ _best_of_k_weights(values.shape[1])).mean(dim=0).to(scores.device)
+    return (worth.gather(1, worst_first) @ _best_of_k_weights(values.shape[1])).to(scores.device)
 
 
 def _best_of_k_weights(n: int) -> Float[Tensor, "n n"]:

@@ -68,47 +68,63 @@ def read_json(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that changes while training, named once: trainable parameters, optimizer, average, and the step.
+    """Everything that changes while training, named once: parameters, optimizer, average, loss scale, and the step.
 
-    The learning rate, the batches and the noise are functions of the step and the seed, so they need no state.
+    The learning rate, the batches and the noise are functions of the step and the seed, so they need no state. `scaler`
+    is the loss scale of half-precision training, None in other precisions.
     """
 
     parameters: Mapping[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     average: Mapping[str, Tensor]
+    scaler: torch.amp.GradScaler | None = None
 
-    def save(self, folder: Path, step: int) -> Path:
-        """Write `folder/checkpoint-STEP` atomically."""
+    def save(self, folder: Path, step: int, total_limit: int | None = None) -> Path:
+        """Write `folder/checkpoint-STEP` atomically; then only the newest `total_limit` checkpoints stay."""
         path = folder / f"checkpoint-{step}"
         with atomic_path(path) as temporary:
             temporary.mkdir()
-            save_file(_contiguous(self.parameters), temporary / "parameters.safetensors")
-            save_file(_contiguous(self._optimizer_tensors()), temporary / "optimizer.safetensors")
-            if self.average:
-                save_file(_contiguous(self.average), temporary / "average.safetensors")
-            write_json(temporary / "state.json", {"step": step})
+            for name, tensors in self._tensors().items():
+                save_file(_contiguous(tensors), temporary / f"{name}.safetensors")
+            scale = self.scaler.state_dict() if self.scaler else None
+            write_json(temporary / "state.json", {"step": step, "scaler": scale})
+        if total_limit is not None:
+            for old in list_checkpoints(folder)[:-total_limit]:
+                shutil.rmtree(old)
         return path
 
-    def load_latest(self, folder: Path) -> int:
-        """Restore the newest checkpoint under `folder` and return its step; 0 where there is none."""
-        checkpoints = list_checkpoints(folder)
-        if not checkpoints:
-            return 0
-        path = checkpoints[-1]
-        try:
-            self._load(path)
-        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-            raise ValueError(
-                f"{path} cannot be continued from ({type(error).__name__}: {error}). "
-                "Delete that folder and run the same command again: the checkpoint before it will be used."
-            ) from error
-        return int(read_json(path / "state.json")["step"])
+    def load_latest(self, folder: Path) -> tuple[int, list[str]]:
+        """Restore the newest checkpoint under `folder` that is whole.
 
-    def _load(self, path: Path) -> None:
-        _copy_into(self.parameters, load_file(path / "parameters.safetensors"))
-        if self.average:
-            _copy_into(self.average, load_file(path / "average.safetensors"))
-        self._restore_optimizer(load_file(path / "optimizer.safetensors"))
+        Returns:
+            Its step, 0 where there is none, and a sentence on each newer one that is damaged and was passed over.
+        """
+        notes: list[str] = []
+        for path in reversed(list_checkpoints(folder)):
+            try:
+                return self._load(path), notes
+            except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+                notes.append(f"{path} is damaged ({type(error).__name__}: {error}); the one before it is used.")
+        return 0, notes
+
+    def _load(self, path: Path) -> int:
+        """Read and check all files of a checkpoint before anything is changed."""
+        content = read_json(path / "state.json")
+        step, scale = int(content["step"]), content.get("scaler")
+        read = {name: load_file(path / f"{name}.safetensors") for name in self._tensors()}
+        for targets, name in ((self.parameters, "parameters"), (self.average, "average")):
+            _check_same(targets, read.get(name, {}))
+        self._restore_optimizer(read["optimizer"])
+        for targets, name in ((self.parameters, "parameters"), (self.average, "average")):
+            _copy_into(targets, read.get(name, {}))
+        if self.scaler and scale:
+            self.scaler.load_state_dict(scale)
+        return step
+
+    def _tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """What is saved, by the name of its file."""
+        average = {"average": self.average} if self.average else {}
+        return {"parameters": self.parameters, "optimizer": self._optimizer_tensors(), **average}
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         """Optimizer state as flat tensors named `PARAMETER INDEX.KEY`."""
@@ -120,6 +136,8 @@ class TrainState:
         for name, value in tensors.items():
             index, key = name.split(".", 1)
             state.setdefault(int(index), {})[key] = value
+        if state.keys() != set(range(len(self.parameters))):
+            raise KeyError("the optimizer's state is of other parameters")
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
 
 
@@ -133,9 +151,15 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
-def _copy_into(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+def _check_same(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     if targets.keys() != values.keys():
         raise KeyError(f"other tensors than this run has: {sorted(targets.keys() ^ values.keys())[:3]}")
+    for name, target in targets.items():
+        if target.shape != values[name].shape:
+            raise ValueError(f"{name} has shape {tuple(values[name].shape)} where {tuple(target.shape)} belongs")
+
+
+def _copy_into(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(values[name])

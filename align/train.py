@@ -1,9 +1,13 @@
 """The one training loop: any module, any batches, any loss; generators and reward models train with it.
 
-Batches and noise are functions of the step, so a run that was killed and is started again is the same run.
+Batches and noise are functions of their number, so a run that was killed and is started again is the same run, and the
+same batches are seen however they are shared out over processes and accumulation steps.
 """
 
-from collections.abc import Callable
+import math
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -20,15 +24,26 @@ from align.state import TrainState
 Batch = TypeVar("Batch")
 
 Batches = Callable[[int], Batch]
-"""The batch of a step; the same step always gives the same batch."""
+"""A batch by its number; the same number always gives the same batch.
+
+Step s takes the batches from s * k on, where k = gradient_accumulation_steps * processes: each process takes its share.
+"""
 
 Loss = Callable[[nn.Module, Batch, torch.Generator], Tensor]
-"""The loss of a module on a batch, as a scalar; all its randomness comes from the (CPU) generator."""
+"""The loss of a module on a batch, as a scalar; all its randomness comes from the (CPU) generator of the batch."""
+
+DISTRIBUTED = ("NO", "MULTI_CPU", "MULTI_GPU")
+"""Accelerate's ways of running that the loop knows: whole copies of the module, whose gradients are averaged."""
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Hyperparameters of AdamW and of the loop, under the names of the diffusers training scripts."""
+    """Hyperparameters of AdamW and of the loop, under the names of the diffusers training scripts.
+
+    The global batch is the batch times `gradient_accumulation_steps` times the number of processes. Of the checkpoints
+    the newest `checkpoints_total_limit` are kept, or all. `ema_decay` 0 means no average of the weights. The log counts
+    on from `steps_before`, the steps of earlier trainings that this one goes on with.
+    """
 
     max_train_steps: int
     learning_rate: float
@@ -39,9 +54,27 @@ class TrainSettings:
     adam_weight_decay: float = 1e-2
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
+    gradient_accumulation_steps: int = 1
     checkpointing_steps: int = 500
+    checkpoints_total_limit: int | None = None
     ema_decay: float = 0.0
+    steps_before: int = 0
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is looked at before the first step, every `steps` steps and after the last.
+
+    `look` is given the step and returns numbers for the log. It may be called twice for one step, after a resume.
+    """
+
+    steps: int
+    look: Callable[[int], Mapping[str, float]]
+
+    def is_due(self, step: int, max_train_steps: int) -> bool:
+        """Whether it is time to look after so many steps."""
+        return step % self.steps == 0 or step == max_train_steps
 
 
 def train(
@@ -52,45 +85,83 @@ def train(
     folder: Path,
     log: Log,
     accelerator: Accelerator,
+    validation: Validation | None = None,
 ) -> None:
-    """Train the parameters of `module` that require gradients, in place, on from the newest checkpoint in `folder`.
+    """Train the parameters of `module` that require gradients, in place, on from the newest whole checkpoint.
 
-    With `ema_decay` above zero the module ends with the exponential average of its weights, else with the last ones.
+    With `ema_decay` above zero the module ends with the exponential average of its weights, else with the last ones;
+    `validation` sees the average too.
 
     Raises:
-        ValueError: The loss is not finite; the last checkpoint is kept, and the message says where.
+        ValueError: The loss is not finite (the last checkpoint is kept, and the message says where), or the processes
+            share parts of the module (FSDP, DeepSpeed), which this loop does not know.
     """
+    _check_distribution(accelerator)
+    module.to(accelerator.device)
     parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     optimizer = _adamw(list(parameters.values()), settings)
     average = {name: value.detach().clone() for name, value in parameters.items()} if settings.ema_decay else {}
-    state = TrainState(parameters, optimizer, average)
-    start = state.load_latest(folder)
-    learning_rate = _learning_rate(settings)
-    prepared, prepared_optimizer = accelerator.prepare(module, optimizer)
+    state = TrainState(parameters, optimizer, average, accelerator.scaler)
+    start, before = _resume(state, folder, log, settings.steps_before, accelerator), settings.steps_before
+    learning_rate, prepared = _learning_rate(settings), accelerator.prepare(optimizer)
+
+    def look(step: int) -> None:
+        if validation and validation.is_due(step, settings.max_train_steps):
+            module.eval()
+            with _swapped(parameters, average):
+                log.metrics(before + step, validation.look(step), "validation")
+            module.train()
+
     module.train()
-    log.rewind("train", start)
+    look(start)
     with log.progress(settings.max_train_steps, "train", initial=start) as progress:
         for step in range(start, settings.max_train_steps):
             rate = _set_learning_rate(optimizer, learning_rate(step))
-            with accelerator.autocast():
-                value = loss(prepared, batches(step), step_generator(settings.seed, step))
-            _check_finite(value, step, folder)
-            norm = _update(accelerator, prepared_optimizer, list(parameters.values()), value, settings.max_grad_norm)
+            value = _backward(module, batches, loss, settings, step, accelerator)
+            norm = _clip(accelerator, list(parameters.values()), settings.max_grad_norm)
+            _check_finite(value, norm if accelerator.scaler is None else 0.0, step, folder)
+            prepared.step()
+            prepared.zero_grad()
             _update_average(average, parameters, settings.ema_decay, step)
-            log.metrics(step + 1, {"loss": value.item(), "grad_norm": norm.item(), "learning_rate": rate}, "train")
+            row = _finite({"loss": value, "grad_norm": norm, "learning_rate": rate})
+            log.metrics(before + step + 1, row, "train")
             progress.update()
             if (step + 1) % settings.checkpointing_steps == 0 or step + 1 == settings.max_train_steps:
-                state.save(folder, step + 1)
+                _save(state, folder, step + 1, settings.checkpoints_total_limit, accelerator)
+            look(step + 1)
     _load_average(parameters, average)
     module.eval()
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """A CPU generator that belongs to one step of one run.
+    """A CPU generator that belongs to one step (or batch, or sample) of one run.
 
     Seed and step are hashed together, since torch's CPU generator reads no more than 32 bits of its seed.
     """
     return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
+
+
+def _check_distribution(accelerator: Accelerator) -> None:
+    kind = str(accelerator.distributed_type.value)
+    if kind not in DISTRIBUTED:
+        raise ValueError(
+            f"The processes were launched as {kind}; this loop averages gradients of whole copies of the module. "
+            "Launch with --multi_gpu (in the launcher's configuration: distributed_type MULTI_GPU)."
+        )
+
+
+def _resume(state: TrainState, folder: Path, log: Log, steps_before: int, accelerator: Accelerator) -> int:
+    """Load the newest whole checkpoint, say which were passed over, and forget what was logged after it."""
+    accelerator.wait_for_everyone()  # no process may look while another still writes
+    start, notes = state.load_latest(folder)
+    if accelerator.is_main_process:
+        for note in notes:
+            print(note, file=sys.stderr)
+    log.rewind("train", steps_before + start)
+    log.rewind(
+        "validation", steps_before + start - 1
+    )  # the validation of the step itself may have come after the checkpoint
+    return start
 
 
 def _adamw(parameters: list[nn.Parameter], settings: TrainSettings) -> torch.optim.AdamW:
@@ -123,28 +194,68 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
     return rate
 
 
-def _update(
+def _backward(
+    module: nn.Module,
+    batches: Batches[Batch],
+    loss: Loss[Batch],
+    settings: TrainSettings,
+    step: int,
     accelerator: Accelerator,
-    optimizer: torch.optim.Optimizer,
-    parameters: list[nn.Parameter],
-    loss: Tensor,
-    max_grad_norm: float,
-) -> Tensor:
-    """One optimizer step; the gradient norm before clipping."""
-    accelerator.backward(loss)
+) -> float:
+    """Add up the gradients of this process's batches of a step; the mean loss of all processes."""
+    turns, processes = settings.gradient_accumulation_steps, accelerator.num_processes
+    values: list[Tensor] = []
+    for turn in range(turns):
+        number = (step * turns + turn) * processes + accelerator.process_index
+        with accelerator.autocast():
+            value = loss(module, batches(number), step_generator(settings.seed, number)) / turns
+        accelerator.backward(value)
+        values.append(value.detach())
+    total = accelerator.reduce(torch.stack(values).sum(), "mean")
+    assert isinstance(total, Tensor)
+    return total.item()
+
+
+def _clip(accelerator: Accelerator, parameters: list[nn.Parameter], max_grad_norm: float) -> float:
+    """Average the gradients over the processes and scale them down to `max_grad_norm`; their norm before that."""
+    _average_gradients(accelerator, [parameter.grad for parameter in parameters if parameter.grad is not None])
     norm = accelerator.clip_grad_norm_(parameters, max_grad_norm)
     assert norm is not None
-    optimizer.step()
-    optimizer.zero_grad()
-    return norm
+    return norm.item()
 
 
-def _check_finite(loss: Tensor, step: int, folder: Path) -> None:
-    if not torch.isfinite(loss):
-        raise ValueError(
-            f"The loss is {loss.item()} at step {step + 1}; it must be finite. The last good checkpoint "
-            f"is kept in {folder}. Lower the learning rate (or train in float32) and run again."
-        )
+def _average_gradients(accelerator: Accelerator, gradients: Sequence[Tensor]) -> None:
+    """The mean over the processes, in one message.
+
+    Not DistributedDataParallel: its hooks see a call of the module itself only, and a loss may reach the module by
+    another way (a text-to-image model calls its own denoiser).
+    """
+    if accelerator.num_processes > 1:
+        mean = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
+        assert isinstance(mean, Tensor)
+        for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _check_finite(loss: float, grad_norm: float, step: int, folder: Path) -> None:
+    """Stop before the weights take a step that ruins them, and any checkpoint after it."""
+    for name, value in (("loss", loss), ("gradient's norm", grad_norm)):
+        if not math.isfinite(value):
+            raise ValueError(
+                f"The {name} is {value} at step {step + 1}; it must be finite. The last good checkpoint is kept in "
+                f"{folder}. Lower the learning rate (or train in float32) and run again."
+            )
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    """Without the norm of a gradient that overflowed in fp16: that step is skipped, and the loss scale lowered."""
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def _save(state: TrainState, folder: Path, step: int, total_limit: int | None, accelerator: Accelerator) -> None:
+    if accelerator.is_main_process:
+        state.save(folder, step, total_limit)
+    accelerator.wait_for_everyone()
 
 
 def _update_average(average: dict[str, Tensor], parameters: dict[str, nn.Parameter], decay: float, step: int) -> None:
@@ -153,6 +264,17 @@ def _update_average(average: dict[str, Tensor], parameters: dict[str, nn.Paramet
     with torch.no_grad():
         for name, value in average.items():
             value.lerp_(parameters[name].detach(), 1 - decay)
+
+
+@contextmanager
+def _swapped(parameters: dict[str, nn.Parameter], average: dict[str, Tensor]) -> Generator[None, None, None]:
+    """The average in the module's place, where there is one."""
+    kept = {name: parameters[name].detach().clone() for name in average}
+    _load_average(parameters, average)
+    try:
+        yield
+    finally:
+        _load_average(parameters, kept)
 
 
 def _load_average(parameters: dict[str, nn.Parameter], average: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The console command `align`: one sub-command a recipe, each loaded only when it is called.
+"""The console command `align`: one sub-command a recipe, each loaded only when it is called, and `recipes` about them.
 
 The help texts stand here, so that `align --help` imports no recipe; a recipe's configuration is read and checked
 before the recipe itself (and torch with it) is imported.
@@ -8,6 +8,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cyclopts import App
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,9 @@ RECIPES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `align` with `argv` (this process's arguments by default) and return the exit code."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    return _run(name, rest) if name in RECIPES else _overview([name, *rest])
+    if name in RECIPES:
+        return _run(name, rest)
+    return _presets(rest) if name == "recipes" else _overview([name, *rest])
 
 
 def _run(name: str, argv: Sequence[str]) -> int:
@@ -49,9 +55,16 @@ def _run(name: str, argv: Sequence[str]) -> int:
     return run_command(model, load_and_run, argv, name=f"align {name}")
 
 
+def _presets(argv: Sequence[str]) -> int:
+    """List or copy the presets that ship with the recipes."""
+    from recipes.presets import presets_app
+
+    return _answer(presets_app(), argv, "align recipes")
+
+
 def _overview(argv: Sequence[str]) -> int:
     """Answer what is not a recipe: the help, the version, or a name that nobody has."""
-    from cyclopts import App, CycloptsError
+    from cyclopts import App
 
     app = App(
         name="align",
@@ -61,11 +74,24 @@ def _overview(argv: Sequence[str]) -> int:
     )
     for name, recipe in RECIPES.items():
         app.command(App(name=name, help=recipe.summary))
+    app.command(App(name="recipes", help="List the presets that ship with the recipes (ls), or copy one (cp)."))
+    return _answer(app, argv, "align")
+
+
+def _answer(app: "App", argv: Sequence[str], name: str) -> int:
+    """Run a command that is no recipe. A user's mistake is a line, not a traceback."""
+    from cyclopts import CycloptsError
+
+    from recipes.configuration import error_text
+
     try:
         app(list(argv), exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         error.verbose = False
-        print(f"error: {error} See align --help.", file=sys.stderr)
+        print(f"error: {error} See {name} --help.", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"error: {error_text(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -34,7 +34,7 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 SettingsIn = TypeVar("SettingsIn", bound=Settings, contravariant=True)
 
 COMMAND_OPTIONS: dict[str, tuple[type, str]] = {
-    "config": (str, "YAML file of settings; options on the command line win over it."),
+    "config": (str, "YAML file of settings, or the name of a preset; options on the command line win over it."),
     "dry-run": (bool, "Print the resolved configuration and the plan, then stop."),
     "debug": (bool, "Show the traceback of an error."),
 }
@@ -72,7 +72,7 @@ def run_command(model: type[SettingsT], main: Main[SettingsT], argv: Sequence[st
     except (ValueError, OSError) as error:
         if "--debug" in argv:
             raise
-        print(f"error: {_message(error)}", file=sys.stderr)
+        print(f"error: {error_text(error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -86,13 +86,24 @@ def parse_command(model: type[SettingsT], argv: Sequence[str], name: str) -> Com
     if given is None:
         return None
     file, dry_run, _ = (given.pop(key, None) for key in ("config", "dry_run", "debug"))
-    from_file = read_yaml(Path(file), model) if file else {}
+    from_file = read_yaml(_find(file, model), model) if file else {}
     try:
         settings = model.model_validate(nest(model, {**from_file, **given}))
     except ValidationError as error:
         problems = [_problem(details, given, from_file, file) for details in error.errors()]
         raise ValueError("\n".join(problems)) from error
     return Command(settings, bool(dry_run))
+
+
+def _find(file: str, model: type[Settings]) -> Path:
+    """The file of that name, else the preset of that name, which ships in the folder beside the module of `model`."""
+    if Path(file).exists() and not Path(file).is_dir():
+        return Path(file)
+    presets = {path.stem: path for path in Path(inspect.getfile(model)).with_suffix("").glob("*.yaml")}
+    if file not in presets:
+        choices = ", ".join(sorted(presets)) or "there is none here"
+        raise ValueError(f"--config: no file {file}. Give a YAML file, or the name of a preset: {choices}.")
+    return presets[file]
 
 
 def _read_arguments(model: type[Settings], argv: Sequence[str], name: str) -> dict[str, Any] | None:
@@ -181,7 +192,7 @@ def _problem(details: ErrorDetails, given: Mapping[str, Any], from_file: Mapping
     return f"{where}: {message}, but {details['input']!r} was given."
 
 
-def _message(error: ValueError | OSError) -> str:
+def error_text(error: ValueError | OSError) -> str:
     """What the user reads. An OSError's own text opens with a number that helps nobody."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}."

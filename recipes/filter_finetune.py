@@ -12,6 +12,7 @@ Departures from the paper:
 4. `train.min_timestep` can leave out the low noise levels; the paper has none.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,47 +20,50 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from align.device import pick_device, pick_dtype, set_threads
+from align.encoded import read_imagefolder
 from align.families.load import load_model
 from align.finetune import LoraTraining, check_min_timestep, train_lora
 from align.log import Log
-from align.lora import load_lora
+from align.lora import eject, load_lora
 from align.model import Sampling, TextToImage
 from align.samples import SampleRow, export_imagefolder
 from align.select import Selection, best_of_n, quantile_threshold
-from align.state import write_json
+from align.state import atomic_path, write_json
 from align.train import TrainSettings
 from recipes.configs.filter_finetune import FilterFinetuneConfig
 from recipes.configuration import launch
-from recipes.filter_report import report
-from recipes.judge import Judged, compare_all, judge
+from recipes.filter_report import Round, report
+from recipes.judge import Judge, Judged
 from recipes.models import resolve_model
 from recipes.prompts import read_prompts
 from recipes.reward_names import announce, selecting, selector_and_holdouts
 from recipes.run_folder import run_folder
 from recipes.settings import as_yaml
+from recipes.watch import watch
 from rewards.base import Reward
 from rewards.load import load_reward
+
+FRESH = 10_000
+"""Added to the seed from round to round, so that the candidates are new ones."""
 
 
 def main(config: FilterFinetuneConfig, *, dry_run: bool = False) -> None:
     """Build the model and the rewards, and run; or say what would be run."""
     prompts, held_out = read_prompts(config.train_prompts), read_prompts(config.validation_prompts)
     names = selector_and_holdouts(config.rewards, config.holdout_rewards)
-    announce(names)
     path = resolve_model(config.pretrained_model_name_or_path)
     if dry_run:
+        announce(names)
         print(as_yaml(config) + plan(config, len(prompts), len(held_out)))
         return
     threads, device = set_threads(), pick_device(config.device)
     accelerator = Accelerator(mixed_precision=config.train.mixed_precision, cpu=device.type == "cpu")
-    if accelerator.num_processes > 1:
-        raise ValueError(
-            f"{accelerator.num_processes} processes were launched; this recipe runs in one. Use --num_processes 1."
-        )
+    if accelerator.is_main_process:
+        announce(names)
     model = load_model(path, device, pick_dtype(device, config.train.mixed_precision))
     check_min_timestep(model, config.train.min_timestep)
     rewards = {name: load_reward(name, device) for name in names}
-    with run_folder(config.output_dir, config, str(device), threads, accelerator.num_processes) as folder:
+    with run_folder(config.output_dir, config, str(device), threads, accelerator) as folder:
         run(config, model, rewards, prompts, held_out, folder, accelerator)
 
 
@@ -67,10 +71,11 @@ def plan(config: FilterFinetuneConfig, prompts: int, held_out: int) -> str:
     """How much work a run is."""
     candidates = prompts * config.samples_per_prompt
     pairs = held_out * config.evaluate.samples_per_prompt
+    batch = config.train.train_batch_size * config.train.gradient_accumulation_steps
     return (
-        f"plan: {candidates:,} candidates of {prompts:,} prompts; {config.train.max_train_steps:,} training steps of "
-        f"{config.train.train_batch_size}; {2 * pairs:,} images of {held_out:,} held-out prompts; into "
-        f"{config.output_dir}"
+        f"plan: {f'{config.rounds} rounds, each of ' * (config.rounds > 1)}{candidates:,} candidates of {prompts:,} "
+        f"prompts and {config.train.max_train_steps:,} training steps of {batch} images a process; "
+        f"{(1 + config.rounds) * pairs:,} images of {held_out:,} held-out prompts; into {config.output_dir}"
     )
 
 
@@ -84,43 +89,91 @@ def run(
     accelerator: Accelerator,
 ) -> None:
     """All phases, on built objects; `rewards` are the selecting one, first, and the hold-outs."""
-    selector, n, trackers = selecting(rewards), config.samples_per_prompt, set(config.report_to) - {"none"}
+    selector, trackers = selecting(rewards), sorted(set(config.report_to) - {"none"})
     sampling = Sampling(**config.sampling.model_dump(exclude={"batch_size"}))
     sizes = config.sampling.batch_size, config.evaluate.batch_size
-    with Log(folder, sorted(trackers), folder.name, config.model_dump(mode="json")) as log:
-
-        def judged(texts: Sequence[str], names: Sequence[str], n: int, place: Path, seed: int) -> Judged:
-            judges = {name: rewards[name] for name in names}
-            return judge(model, judges, texts, n, place, seed, sizes, sampling, log)
-
-        candidates = judged(prompts, [selector], n, folder, config.seed)
-        selection = select(config, candidates, selector, folder / "selected")
-        rows = selected_rows(candidates, selection)
-        train_lora(model, candidates.store, rows, lora_training(config), folder, log, accelerator)
-        # the hold-outs come first: the headline is what one of them says
-        names = sorted(rewards, key=lambda name: name == selector)
-        samples, place = config.evaluate.samples_per_prompt, folder / "evaluation"
-        base = judged(held_out, names, samples, place / "base", config.seed + 1)
-        load_lora(model, folder / "lora")
-        tuned = judged(held_out, names, samples, place / "tuned", config.seed + 1)
-        result = compare_all(base, tuned, {name: rewards[name].dimensions for name in names}, config.seed)
-        write_json(place / "result.json", [asdict(row) for row in result])
-        truncated = model.count_truncated([*prompts, *held_out])
-        report(config, folder, candidates, selection, base, tuned, result, truncated, log)
+    # the hold-outs come first: the headline is what one of them says
+    names = sorted(rewards, key=lambda name: name == selector)
+    settings = config.model_dump(mode="json")
+    with Log(folder, trackers, folder.name, settings, accelerator.is_main_process) as log:
+        judge = Judge(model, rewards, sampling, sizes, log, accelerator)
+        n, place = config.evaluate.samples_per_prompt, folder / "evaluation"
+        base = judge(held_out, names, n, place / "base", config.seed + 1)
+        rounds: list[Round] = []
+        for number in range(1, config.rounds + 1):
+            place = folder if config.rounds == 1 else folder / "rounds" / str(number)
+            rounds.append(one_round(config, judge, number, prompts, held_out, base, place))
+        if accelerator.is_main_process:
+            finish(folder, place)
+            report(config, folder, base, rounds, model.count_truncated([*prompts, *held_out]), log)
+        accelerator.wait_for_everyone()
 
 
-def select(config: FilterFinetuneConfig, candidates: Judged, selector: str, folder: Path) -> Selection:
+def one_round(
+    config: FilterFinetuneConfig,
+    judge: Judge,
+    number: int,
+    prompts: Sequence[str],
+    held_out: Sequence[str],
+    base: Judged,
+    folder: Path,
+) -> Round:
+    """Candidates of the model as it is, the best of them, a LoRA trained on, and the comparison with the base model."""
+    names, model, accelerator = list(base.scores), judge.model, judge.accelerator
+    selector, before = names[-1], folder.parent / str(number - 1) / "lora" if number > 1 else None
+    seed, steps_before = config.seed + FRESH * (number - 1), config.train.max_train_steps * (number - 1)
+    candidates = judge(prompts, [selector], config.samples_per_prompt, folder, seed)
+    selection = select(config, candidates, selector, folder / "selected", accelerator)
+    if before:
+        eject(model.denoiser)
+    shown, place, steps = (
+        held_out[: config.num_validation_prompts],
+        folder / "validation",
+        config.train.validation_steps,
+    )
+    ordinary = config.train.regularization.train_data_dir
+    train_lora(
+        model,
+        selected_rows(candidates, selection),
+        read_imagefolder(ordinary) if ordinary else [],
+        lora_training(config, seed, steps_before),
+        folder,
+        judge.log,
+        accelerator,
+        start_from=before,
+        validation=watch(judge, shown, place, config.seed + 1, steps, steps_before),
+    )
+    load_lora(model, folder / "lora")
+    tuned = judge(held_out, names, base.n, folder / "evaluation" / "tuned", config.seed + 1)
+    rows = judge.compare(base, tuned, config.seed)
+    if accelerator.is_main_process:
+        write_json(folder / "evaluation" / "result.json", [asdict(row) for row in rows])
+    return Round(folder, candidates, selection, tuned, rows)
+
+
+def finish(folder: Path, last: Path) -> None:
+    """What the last round came to, where a run of one round has it too."""
+    for name in ("lora", "evaluation/result.json") if last != folder else ():
+        with atomic_path(folder / name) as temporary:
+            copy = shutil.copytree if (last / name).is_dir() else shutil.copyfile
+            copy(last / name, temporary)
+
+
+def select(
+    config: FilterFinetuneConfig, candidates: Judged, selector: str, folder: Path, accelerator: Accelerator
+) -> Selection:
     """Keep the best candidates of each prompt and copy them to an imagefolder."""
     scores, threshold = candidates.first(selector), config.select.threshold
     if config.select.threshold_quantile is not None:
         threshold = quantile_threshold(scores, config.select.threshold_quantile)
     selection = best_of_n(scores, config.select.per_prompt, threshold)
     columns = {selector: [scores[index].item() for index in selection.kept]}
-    export_imagefolder(selected_rows(candidates, selection), columns, folder)
-    print(f"selected {len(selection.kept):,} of {scores.numel():,} candidates")
+    if accelerator.is_main_process:
+        export_imagefolder(selected_rows(candidates, selection), columns, folder)
+    accelerator.print(f"selected {len(selection.kept):,} of {scores.numel():,} candidates")
     if threshold is not None:
         dropped = f"{selection.prompts_below_threshold} of {selection.prompts} prompts"
-        print(f"{dropped} dropped: none of their candidates reaches the threshold {threshold:.4g}")
+        accelerator.print(f"{dropped} dropped: none of their candidates reaches the threshold {threshold:.4g}")
     return selection
 
 
@@ -130,11 +183,15 @@ def selected_rows(candidates: Judged, selection: Selection) -> list[SampleRow]:
     return [rows[prompt * candidates.n + sample] for prompt, sample in selection.kept]
 
 
-def lora_training(config: FilterFinetuneConfig) -> LoraTraining:
-    """The settings of the fine-tuning."""
-    own = {"train_batch_size", "proportion_empty_prompts", "min_timestep"}
-    loop = TrainSettings(**config.train.model_dump(exclude=own | {"mixed_precision"}), seed=config.seed)
-    return LoraTraining(**config.lora.model_dump(), **config.train.model_dump(include=own), loop=loop)
+def lora_training(config: FilterFinetuneConfig, seed: int, steps_before: int) -> LoraTraining:
+    """The settings of a round's fine-tuning."""
+    own = {"train_batch_size", "proportion_empty_prompts", "min_timestep", "snr_gamma", "noise_offset"}
+    elsewhere = {"regularization", "validation_steps", "mixed_precision"}
+    loop = TrainSettings(**config.train.model_dump(exclude=own | elsewhere), seed=seed, steps_before=steps_before)
+    share = config.train.regularization.proportion
+    return LoraTraining(
+        **config.lora.model_dump(), **config.train.model_dump(include=own), regularization=share, loop=loop
+    )
 
 
 if __name__ == "__main__":

@@ -1,83 +1,150 @@
 """The page of a filter_finetune run: headline, before and after, what N buys, what was selected, how training went."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from align.evaluate import RecoveredGap, Row
+from align.evaluate import Row, mean_interval
 from align.log import Log, read_metrics
-from align.report.page import Curve, Histogram, Pair, Report, write_report
-from align.select import Selection, expected_best_of_k
+from align.report.page import Curve, Grid, Histogram, Pair, Report, Series, write_report
+from align.select import Selection, best_of_k_by_prompt
 from recipes.configs.filter_finetune import FilterFinetuneConfig
+from recipes.filter_mirror import mirror, table
 from recipes.judge import Judged, recovered
+from recipes.model_card import write_card
 from recipes.settings import leaf_fields
+from recipes.watch import seen_steps
+from rewards.load import find_cards
 
 PAIRS = 32
+EXTREMES = 6
+"""How many of the most improved and of the most damaged prompts are shown."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round made: its folder, candidates and which were kept, the tuned model's images, and the comparison."""
+
+    folder: Path
+    candidates: Judged
+    selection: Selection
+    tuned: Judged
+    rows: Sequence[Row]
 
 
 def report(
-    config: FilterFinetuneConfig,
-    folder: Path,
-    candidates: Judged,
-    selection: Selection,
-    base: Judged,
-    tuned: Judged,
-    rows: Sequence[Row],
-    truncated: int,
-    log: Log,
+    config: FilterFinetuneConfig, folder: Path, base: Judged, rounds: Sequence[Round], truncated: int, log: Log
 ) -> Path:
-    """Write `folder/report.html`, mirror its pictures to the trackers, and print the table.
+    """Write `folder/report.html` and the model card, mirror the pictures to the trackers, and print the table.
 
-    The first row is the headline, the last one is of the reward that selected.
+    The first row is the headline; the last reward that scored `base` is the one that selected.
     """
-    headline, selector = rows[0].reward, rows[-1].reward
+    last, selector = rounds[-1], list(base.scores)[-1]
+    tuned, rows = last.tuned, last.rows
+    headline = rows[0].reward
     gap = recovered(base, tuned, selector, headline, config.seed)
-    pairs = before_and_after(base, tuned, headline)
+    pairs, metrics = before_and_after(base, tuned, headline), read_metrics(folder)
+    damaged, improved = extremes(base, tuned, headline)
+    title = f"Best-of-{last.candidates.n} fine-tuning of {config.pretrained_model_name_or_path}"
     page = Report(
-        title=f"Best-of-{candidates.n} fine-tuning of {config.pretrained_model_name_or_path}",
+        title=title,
         rows=rows,
         pairs=pairs,
         settings=flat(config),
         selected_by=[selector],
         recovered=gap,
-        curves=[curve(base, tuned, selector, headline)],
-        selection=selection,
-        candidates=candidates.first(selector).numel(),
-        histograms=[histogram(candidates, selection, selector)],
+        curves=curves(base, tuned, rounds[0].candidates, selector, headline, config.seed),
+        selection=last.selection,
+        candidates=last.candidates.first(selector).numel(),
+        histograms=[histogram(one, selector, number, len(rounds)) for number, one in enumerate(rounds, start=1)],
         truncated_prompts=truncated,
-        losses=[(row["step"], row["loss"]) for row in read_metrics(folder) if row["phase"] == "train"],
+        losses=[(row["step"], row["loss"]) for row in metrics if row["phase"] == "train"],
+        grids=grids(rounds, config.train.max_train_steps),
+        grid_prompts=[row.text for row in base.store.rows()[:: base.n][: config.num_validation_prompts]],
+        validation=series([row for row in metrics if row["phase"] == "validation"]),
+        improved=improved,
+        damaged=damaged,
+        rounds=[(number, one.rows[0]) for number, one in enumerate(rounds, start=1)] if len(rounds) > 1 else (),
     )
-    mirror(rows, pairs, config.train.max_train_steps, log)
     path = write_report(folder, page)
+    licences = {name: card.licence for spec in base.scores for name, card in find_cards(spec)}
+    write_card(folder, config, rows, gap, config.pretrained_model_name_or_path, licences)
+    mirror(folder, rows, pairs, base, tuned, config.train.max_train_steps * len(rounds), log)
     print(f"{table(rows, gap)}\nreport: {path}")
     return path
 
 
 def before_and_after(base: Judged, tuned: Judged, headline: str) -> list[Pair]:
     """The first sample of the first held-out prompts: the choice does not look at the scores."""
-    before, after = base.store.rows()[:: base.n][:PAIRS], tuned.store.rows()[:: tuned.n][:PAIRS]
-    scores = base.first(headline)[:, 0].tolist(), tuned.first(headline)[:, 0].tolist()
-    images = base.store.load(before), tuned.store.load(after)
+    return [pair(base, tuned, headline, prompt, 0) for prompt in range(min(PAIRS, len(base.first(headline))))]
+
+
+def extremes(base: Judged, tuned: Judged, headline: str) -> tuple[list[Pair], list[Pair]]:
+    """The prompts whose mean score fell most, and those whose rose most, each by its median image.
+
+    The image is the one whose change is the prompt's middle one: the largest change would be the luck of one seed.
+    """
+    change = tuned.first(headline) - base.first(headline)
+    order, middle = change.mean(1).argsort(stable=True).tolist(), change.argsort(dim=1, stable=True)[:, base.n // 2]
+    pairs = [
+        pair(base, tuned, headline, prompt, int(middle[prompt])) for prompt in (*order[:EXTREMES], *order[-EXTREMES:])
+    ]
+    fell = [one for one in pairs[:EXTREMES] if one.tuned_score < one.base_score]
+    return fell, [one for one in reversed(pairs[-EXTREMES:]) if one.tuned_score > one.base_score]
+
+
+def pair(base: Judged, tuned: Judged, headline: str, prompt: int, sample: int) -> Pair:
+    """One image of a prompt from both models."""
+    row = base.store.rows()[prompt * base.n + sample]
+    images = [judged.store.load([judged.store.rows()[prompt * base.n + sample]])[0] for judged in (base, tuned)]
+    scores = [judged.first(headline)[prompt, sample].item() for judged in (base, tuned)]
+    return Pair(row.text, row.seed, images[0], images[1], scores[0], scores[1])
+
+
+def curves(base: Judged, tuned: Judged, candidates: Judged, selector: str, headline: str, seed: int) -> list[Curve]:
+    """What the best of k is worth to the headline's judge on held-out prompts, and to the selecting reward itself on
+    the candidates."""
+    judged = best_of_k_by_prompt(base.first(selector), judge=base.first(headline))
+    own = best_of_k_by_prompt(candidates.first(selector))
+    mean = tuned.first(headline).mean().item()
     return [
-        Pair(row.text, row.seed, *pictures, *values)
-        for row, pictures, values in zip(
-            before, zip(*images, strict=True), zip(*(part[:PAIRS] for part in scores), strict=True), strict=True
-        )
+        curve(f"{headline}, best of k by {selector}", judged, seed, mean),
+        curve(f"{selector}, best of k of the candidates", own, seed, None),
     ]
 
 
-def curve(base: Judged, tuned: Judged, selector: str, headline: str) -> Curve:
-    """What the base model's best of k, chosen by the selecting reward, is worth to the headline's judge."""
-    means = expected_best_of_k(base.first(selector), judge=base.first(headline))
-    return Curve(f"{headline}, best of k by {selector}", means.tolist(), tuned.first(headline).mean().item())
+def curve(name: str, by_prompt: Float[Tensor, "prompt k"], seed: int, tuned_mean: float | None) -> Curve:
+    """The mean over the prompts with its interval."""
+    means, lows, highs = mean_interval(by_prompt, seed)
+    return Curve(name, means.tolist(), tuned_mean, lows.tolist(), highs.tolist())
 
 
-def histogram(candidates: Judged, selection: Selection, selector: str) -> Histogram:
-    """Scores of all candidates and of the selected ones."""
-    scores = candidates.first(selector)
-    selected = [scores[index].item() for index in selection.kept]
-    return Histogram(selector, scores.flatten().tolist(), selected, selection.threshold)
+def histogram(one: Round, selector: str, number: int, rounds: int) -> Histogram:
+    """Scores of all candidates of a round and of the selected ones."""
+    scores = one.candidates.first(selector)
+    selected = [scores[index].item() for index in one.selection.kept]
+    name = selector if rounds == 1 else f"{selector}, round {number}"
+    return Histogram(name, scores.flatten().tolist(), selected, one.selection.threshold)
+
+
+def grids(rounds: Sequence[Round], steps: int) -> list[Grid]:
+    """The images of the fixed prompts, by the step counted from the first round on."""
+    return [
+        Grid(number * steps + step, list(store.load(store.rows())))
+        for number, one in enumerate(rounds)
+        for step, store in seen_steps(one.folder / "validation")
+        if step > 0 or number == 0  # a later round starts where the one before it ended
+    ]
+
+
+def series(rows: Sequence[Mapping[str, Any]]) -> list[Series]:
+    """A curve for each score of the fixed prompts."""
+    names = [name for name in (rows[0] if rows else {}) if name not in ("time", "phase", "step")]
+    return [Series(name, [(int(row["step"]), row[name]) for row in rows]) for name in names]
 
 
 def flat(config: FilterFinetuneConfig) -> dict[str, object]:
@@ -89,29 +156,3 @@ def flat(config: FilterFinetuneConfig) -> dict[str, object]:
             value = getattr(value, part)
         settings[key] = value
     return settings
-
-
-def mirror(rows: Sequence[Row], pairs: Sequence[Pair], step: int, log: Log) -> None:
-    """The result and the pictures in the log and the trackers, once: a repeated phase replaces what it logged."""
-    log.rewind("evaluate", 0)
-    named = {f"{row.reward}.{row.dimension}": row for row in rows}
-    differences = {f"{name}/difference": row.difference for name, row in named.items()}
-    log.metrics(step, differences | {f"{name}/win_rate": row.win_rate for name, row in named.items()}, "evaluate")
-    grid = {f"pair_{i:02d}": (torch.cat([pair.base, pair.tuned], dim=2), pair.prompt) for i, pair in enumerate(pairs)}
-    log.images(step, grid, "evaluate")
-
-
-def table(rows: Sequence[Row], gap: RecoveredGap) -> str:
-    """The result for the terminal."""
-    lines = [f"{'reward':<28} {'dimension':<13} {'base':>8} {'tuned':>8} {'difference':>11}  95 % interval       wins"]
-    lines += [
-        f"{row.reward:<28} {row.dimension:<13} {row.base_mean:>8.4f} {row.tuned_mean:>8.4f} {row.difference:>+11.4f}  "
-        f"[{row.ci_low:+.4f}, {row.ci_high:+.4f}] {row.win_rate:>6.1%}"
-        for row in rows
-    ]
-    if gap.share is not None:
-        lines.append(
-            f"recovered {gap.share:.0%} of the gap between the base model's mean and its own best of n "
-            f"(95 % interval {gap.ci_low:.0%} to {gap.ci_high:.0%})"
-        )
-    return "\n".join(lines)

@@ -5,6 +5,8 @@
 The folder is a Hugging Face imagefolder. A killed run is continued by the same command.
 """
 
+from accelerate import Accelerator
+
 from align.device import pick_device, pick_dtype, set_threads
 from align.families.load import load_model
 from align.generate import generate
@@ -27,15 +29,17 @@ def main(config: GenerateConfig, *, dry_run: bool = False) -> None:
         return
     set_threads()
     device = pick_device(config.device)
+    accelerator = Accelerator(cpu=device.type == "cpu")
     model = load_model(path, device, pick_dtype(device), config.lora)
     sampling = Sampling(config.num_inference_steps, config.guidance_scale, config.negative_prompt)
-    with Log(config.output_dir) as log:
-        generate(
-            model, prompts, config.samples_per_prompt, config.output_dir, config.seed, config.batch_size, sampling, log
-        )
+    n, size = config.samples_per_prompt, config.batch_size
+    with Log(config.output_dir, is_main=accelerator.is_main_process) as log:
+        generate(model, prompts, n, config.output_dir, config.seed, size, sampling, log, accelerator)
     if truncated := model.count_truncated(prompts):
-        print(f"{truncated} of {len(prompts)} prompts are longer than the model reads; their ends were not seen.")
-    print(f"{config.output_dir} holds {len(prompts) * config.samples_per_prompt:,} images.")
+        accelerator.print(
+            f"{truncated} of {len(prompts)} prompts are longer than the model reads; their ends were not seen."
+        )
+    accelerator.print(f"{config.output_dir} holds {len(prompts) * n:,} images.")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,24 @@
-"""Images of held-out prompts and their scores, and the comparison of two models by them, seed by seed."""
+"""Images of prompts and their scores, and the comparison of two models by them, seed by seed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
-from align.evaluate import RecoveredGap, Row, compare, recovered_gap
+from align.evaluate import RecoveredGap, Row, compare, diversity, recovered_gap
 from align.generate import generate
 from align.log import Log
 from align.model import Sampling, TextToImage
 from align.samples import SampleStore
-from recipes.score import run as score_all
-from rewards.base import Reward
+from recipes.score import score
+from rewards.base import Embedder, Reward
+
+DIVERSITY = "diversity"
+"""Stands among the names of rewards for the mean distance between the images of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -30,36 +34,79 @@ class Judged:
         return self.scores[reward][:, 0].reshape(-1, self.n)
 
 
-def judge(
-    model: TextToImage,
-    rewards: Mapping[str, Reward],
-    prompts: Sequence[str],
-    n: int,
-    folder: Path,
-    seed: int,
-    batch_sizes: tuple[int, int],
-    sampling: Sampling,
-    log: Log,
-) -> Judged:
-    """Generate `n` images of each prompt and score them, in batches of `batch_sizes` (images made, images scored).
+@dataclass(frozen=True)
+class Judge:
+    """Makes images and scores them, always in the same way.
 
-    The seeds depend on `seed`, the prompt and the sample's number alone, so two models are judged by the same ones.
+    Attributes:
+        model: As it is at the time of the call, LoRA included.
+        rewards: By name.
+        sampling: How images are drawn.
+        batch_sizes: Images made at once, images scored at once.
+        log: Shows the progress.
+        accelerator: The processes that share the work.
     """
-    store = generate(
-        model, prompts, n, folder / "samples", seed, batch_sizes[0], sampling, log, f"images {folder.name}"
-    )
-    return Judged(store, score_all(store, rewards, folder / "scores", batch_sizes[1], model.device, log), n)
 
+    model: TextToImage
+    rewards: Mapping[str, Reward]
+    sampling: Sampling
+    batch_sizes: tuple[int, int]
+    log: Log
+    accelerator: Accelerator
 
-def compare_all(base: Judged, tuned: Judged, dimensions: Mapping[str, Sequence[str]], seed: int) -> list[Row]:
-    """A row for each dimension of each reward, in the order of `dimensions`."""
-    count = len(next(iter(base.scores.values())))
-    groups = torch.arange(count) // base.n
-    return [
-        compare(name, dimension, base.scores[name][:, column], tuned.scores[name][:, column], groups, seed)
-        for name, names in dimensions.items()
-        for column, dimension in enumerate(names)
-    ]
+    def __call__(self, prompts: Sequence[str], names: Sequence[str], n: int, folder: Path, seed: int) -> Judged:
+        """Generate `n` images of each prompt into `folder/samples`, and score them by the rewards called `names`.
+
+        The seeds depend on `seed`, the prompt and the sample's number alone, so two models are judged by the same ones.
+        """
+        making, scoring = self.batch_sizes
+        store = generate(
+            self.model,
+            prompts,
+            n,
+            folder / "samples",
+            seed,
+            making,
+            self.sampling,
+            self.log,
+            self.accelerator,
+            f"images {folder.name}",
+        )
+        place, device = folder / "scores", self.model.device
+        return Judged(
+            store,
+            {
+                name: score(store, name, self.rewards[name], place, scoring, device, self.log, self.accelerator)
+                for name in names
+            },
+            n,
+        )
+
+    def compare(self, base: Judged, tuned: Judged, seed: int) -> list[Row]:
+        """A row for each dimension of each reward that scored `base`, then one for diversity, where it can be told."""
+        groups = torch.arange(len(base.store.rows())) // base.n
+        rows = [
+            compare(name, dimension, base.scores[name][:, column], tuned.scores[name][:, column], groups, seed)
+            for name in base.scores
+            for column, dimension in enumerate(self.rewards[name].dimensions)
+        ]
+        return rows + self._diversity(base, tuned, seed)
+
+    def _diversity(self, base: Judged, tuned: Judged, seed: int) -> list[Row]:
+        """By the first reward that embeds images, hold-outs before the one that selected."""
+        embedders = {name: reward for name in base.scores if isinstance(reward := self.rewards[name], Embedder)}
+        if not embedders or base.n < 2:
+            return []
+        name, embedder = next(iter(embedders.items()))
+        before, after = (self._distances(embedder, judged) for judged in (base, tuned))
+        return [compare(DIVERSITY, name, before, after, torch.arange(len(before)), seed)]
+
+    @torch.no_grad()
+    def _distances(self, embedder: Embedder, judged: Judged) -> Float[Tensor, " prompt"]:
+        rows, size = judged.store.rows(), self.batch_sizes[1]
+        batches = [judged.store.load(rows[start : start + size]) for start in range(0, len(rows), size)]
+        embeddings = torch.cat([embedder.embed(batch.to(self.model.device)).cpu() for batch in batches])
+        return diversity(embeddings, torch.arange(len(rows)) // judged.n)
 
 
 def recovered(base: Judged, tuned: Judged, selector: str, judged_by: str, seed: int) -> RecoveredGap:

@@ -3,15 +3,26 @@
 import json
 from pathlib import Path
 
+from sandbox.weights import WEIGHTS
+
+SHIPPED = {f"sandbox:{name}": WEIGHTS.with_name("prompts") / f"{name}.txt" for name in ("train", "validation")}
+"""Files that ship, under names that mean the same in every folder."""
+
 
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a .txt file, one a line, or of a .jsonl file with a `text` in each line; repeated ones once.
 
+    `sandbox:train` and `sandbox:validation` are the files that ship.
+
     Raises:
         ValueError: No such file, another ending, a line that is not what it must be, or no prompt at all.
     """
+    path = SHIPPED.get(str(path), path)
     if not path.is_file():
-        raise ValueError(f"The prompt file {path} does not exist. Give a .txt file with one prompt a line.")
+        raise ValueError(
+            f"The prompt file {path} does not exist. Give a .txt file with one prompt a line, or the name of one that "
+            f"ships: {', '.join(SHIPPED)}."
+        )
     if path.suffix not in (".txt", ".jsonl"):
         raise ValueError(
             f"The prompt file {path} must end in .txt (one prompt a line) or .jsonl (a `text` in each line)."

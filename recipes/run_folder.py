@@ -1,4 +1,4 @@
-"""The folder of a run: what was asked for, where it ran, and that only one process works on it at a time."""
+"""The folder of a run: what was asked for, where it ran, and that only one run works on it at a time."""
 
 import difflib
 import fcntl
@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+from accelerate import Accelerator
+
 from align.state import atomic_path, write_json
 from recipes.settings import Settings, as_yaml
 
@@ -17,13 +19,17 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "open_cl
 
 @contextmanager
 def run_folder(
-    folder: Path, config: Settings, device: str, threads: int, processes: int
+    folder: Path, config: Settings, device: str, threads: int, accelerator: Accelerator
 ) -> Generator[Path, None, None]:
-    """Hold the folder of a run, with `config.yaml` and `environment.json` in it.
+    """Hold the folder of a run, with `config.yaml` and `environment.json` in it; the main process holds it for all.
 
     Raises:
-        ValueError: Another process holds it, or it belongs to a run with other settings (the difference is shown).
+        ValueError: Another run holds it, or it belongs to a run with other settings (the difference is shown).
     """
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+        yield folder
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         try:
@@ -33,7 +39,8 @@ def run_folder(
                 f"Another process works on {folder}. Wait for it, or choose another output_dir."
             ) from error
         _claim(folder / "config.yaml", as_yaml(config))
-        write_json(folder / "environment.json", environment(device, threads, processes))
+        write_json(folder / "environment.json", environment(device, threads, accelerator.num_processes))
+        accelerator.wait_for_everyone()
         yield folder
 
 

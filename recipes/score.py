@@ -11,25 +11,21 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
+from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
 from align.device import pick_device, set_threads
 from align.log import Log
 from align.samples import SampleRow, SampleStore
-from align.state import atomic_path
 from recipes.configs.score import ScoreConfig
 from recipes.configuration import launch
 from recipes.reward_names import announce
+from recipes.score_file import Scores, key_of, merge, partials, read_scores
 from recipes.settings import as_yaml
 from rewards.base import Reward
 from rewards.load import group_specs, load_rewards, slug
-
-Scores = dict[tuple[str, str], list[float]]
-"""One score for each dimension, by image id and model fingerprint."""
 
 
 def main(config: ScoreConfig, *, dry_run: bool = False) -> None:
@@ -41,19 +37,29 @@ def main(config: ScoreConfig, *, dry_run: bool = False) -> None:
     if dry_run:
         print(f"{as_yaml(config)}plan: {len(rows):,} images, {len(names)} rewards, into {folder / 'scores'}")
         return
-    set_threads()
     device = pick_device(config.device)
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    set_threads()
     rewards = load_rewards(names, device)
-    with Log(folder) as log:
-        run(store, rewards, folder / "scores", config.batch_size, device, log)
+    with Log(folder, is_main=accelerator.is_main_process) as log:
+        run(store, rewards, folder / "scores", config.batch_size, device, log, accelerator)
 
 
 def run(
-    store: SampleStore, rewards: Mapping[str, Reward], folder: Path, batch_size: int, device: torch.device, log: Log
+    store: SampleStore,
+    rewards: Mapping[str, Reward],
+    folder: Path,
+    batch_size: int,
+    device: torch.device,
+    log: Log,
+    accelerator: Accelerator,
 ) -> dict[str, Float[Tensor, "image dimension"]]:
     """Score a store by each reward, print the summary, and return the scores by the rewards' names; see `score`."""
-    scores = {name: score(store, name, reward, folder, batch_size, device, log) for name, reward in rewards.items()}
-    print(summarise(scores, {name: reward.dimensions for name, reward in rewards.items()}))
+    scores = {
+        name: score(store, name, reward, folder, batch_size, device, log, accelerator)
+        for name, reward in rewards.items()
+    }
+    accelerator.print(summarise(scores, {name: reward.dimensions for name, reward in rewards.items()}))
     return scores
 
 
@@ -65,10 +71,12 @@ def score(
     batch_size: int,
     device: torch.device,
     log: Log,
+    accelerator: Accelerator,
 ) -> Float[Tensor, "image dimension"]:
     """Score a store's images by one reward into `folder/SLUG.parquet`, and return the scores in the store's order.
 
-    Batches are formed before anything is skipped, so a resumed run ends with the bits of one that was never stopped.
+    Batches are formed before anything is skipped or shared out, so a resumed run ends with the bits of one that was
+    never stopped, with any number of processes.
 
     Arguments:
         store: A complete store.
@@ -78,27 +86,28 @@ def score(
         batch_size: Images scored at once.
         device: Where the reward is.
         log: Shows the progress, in images.
+        accelerator: The processes that share the work, batch by batch.
 
     Raises:
         ValueError: A score that is not finite or has another shape than promised, or a file with other dimensions.
     """
-    rows = store.rows()
-    final, partial = folder / f"{slug(name)}.parquet", folder / f".{slug(name)}.jsonl"
-    before = _read_final(final, reward.dimensions)
-    scores = before | _read_partial(partial, reward.dimensions)
-    folder.mkdir(parents=True, exist_ok=True)
-    with partial.open("a", encoding="utf-8") as file, log.progress(len(rows), f"score {name}") as progress:
-        for batch in _batches(rows, batch_size):
-            if not all(_key(row) in scores for row in batch):
+    rows, final = store.rows(), folder / f"{slug(name)}.parquet"
+    merge(final, rows, reward.dimensions, accelerator)
+    scores = read_scores(final, reward.dimensions)
+    own = partials(final) / f"{accelerator.process_index}.jsonl"
+    own.parent.mkdir(exist_ok=True)
+    with own.open("a", encoding="utf-8") as file, log.progress(len(rows), f"score {name}") as progress:
+        for number, batch in enumerate(_batches(rows, batch_size)):
+            is_own = number % accelerator.num_processes == accelerator.process_index
+            if is_own and not all(key_of(row) in scores for row in batch):
                 new = _score(store, batch, name, reward, device)
                 file.write(json.dumps([[*key, *values] for key, values in new.items()]) + "\n")
                 file.flush()
-                scores |= new
             progress.update(len(batch))
-    if scores != before:
-        _write_final(final, scores, reward.dimensions)
-    partial.unlink()
-    return torch.tensor([scores[_key(row)] for row in rows])
+    accelerator.wait_for_everyone()
+    merge(final, rows, reward.dimensions, accelerator)
+    scores = read_scores(final, reward.dimensions)
+    return torch.tensor([scores[key_of(row)] for row in rows])
 
 
 def summarise(scores: Mapping[str, Float[Tensor, "image _"]], dimensions: Mapping[str, Sequence[str]]) -> str:
@@ -112,10 +121,6 @@ def summarise(scores: Mapping[str, Float[Tensor, "image _"]], dimensions: Mappin
             for dimension, mean, sd in zip(dimensions[name], means, sds, strict=True)
         ]
     return "\n".join(lines)
-
-
-def _key(row: SampleRow) -> tuple[str, str]:
-    return row.image_id, row.model
 
 
 def _batches(rows: Sequence[SampleRow], batch_size: int) -> Iterator[Sequence[SampleRow]]:
@@ -136,47 +141,7 @@ def _score(store: SampleStore, rows: Sequence[SampleRow], name: str, reward: Rew
                 f"{name} gave {scores} for {row.path} ({row.text!r}); scores must be finite. Mend the reward or the "
                 "image and run the same command again: the scores so far are kept."
             )
-    return dict(zip(map(_key, rows), values.tolist(), strict=True))
-
-
-def _read_partial(path: Path, dimensions: Sequence[str]) -> Scores:
-    """What a killed run had scored, batch by batch; a torn last line is cut off."""
-    if not path.exists():
-        return {}
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(whole)
-    rows = [row for line in whole.splitlines() for row in json.loads(line)]
-    if any(len(row) != 2 + len(dimensions) for row in rows):
-        raise ValueError(
-            f"{path}, which a stopped run left, has other dimensions than {list(dimensions)}. Delete it and run again."
-        )
-    return {(image_id, model): scores for image_id, model, *scores in rows}
-
-
-def _read_final(path: Path, dimensions: Sequence[str]) -> Scores:
-    if not path.exists():
-        return {}
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path} is damaged ({error}). Delete it and run again: it will be made anew.") from error
-    expected = ["image_id", "model", *dimensions]
-    if table.column_names != expected:
-        raise ValueError(
-            f"{path} has the columns {table.column_names} where {expected} belong. Move it away and run again."
-        )
-    return {(image_id, model): scores for image_id, model, *scores in zip(*table.to_pydict().values(), strict=True)}
-
-
-def _write_final(path: Path, scores: Scores, dimensions: Sequence[str]) -> None:
-    image_ids, models = zip(*scores, strict=True)
-    columns = [pa.array(column, pa.float32()) for column in zip(*scores.values(), strict=True)]
-    table = pa.table([pa.array(image_ids), pa.array(models), *columns], names=["image_id", "model", *dimensions])
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary)
+    return dict(zip(map(key_of, rows), values.tolist(), strict=True))
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def config_of(folder: Path, **changes: object) -> FilterFinetuneConfig:
         "output_dir": folder,
         "train_prompts": folder / "train.txt",
         "validation_prompts": folder / "validation.txt",
-        "rewards": ["brightness"],
+        "rewards": ["my:Brightness"],
         "samples_per_prompt": 4,
         "sampling": {"num_inference_steps": 2, "guidance_scale": 2.0, "batch_size": 6},
         "train": {"learning_rate": 5e-3, "train_batch_size": 2, "max_train_steps": 6, "checkpointing_steps": 2},
@@ -80,10 +80,11 @@ def config_of(folder: Path, **changes: object) -> FilterFinetuneConfig:
 
 
 def run(config: FilterFinetuneConfig, model_folder: Path) -> Path:
-    rewards = {"brightness": Brightness(), "redness": Redness()}
+    rewards = {"my:Brightness": Brightness(), "my:Redness": Redness()}
     model = load_model(model_folder, CPU)
-    with run_folder(config.output_dir, config, "cpu", 1, 1) as folder:
-        filter_finetune.run(config, model, rewards, PROMPTS, HELD_OUT, folder, Accelerator(cpu=True))
+    accelerator = Accelerator(cpu=True)
+    with run_folder(config.output_dir, config, "cpu", 1, accelerator) as folder:
+        filter_finetune.run(config, model, rewards, PROMPTS, HELD_OUT, folder, accelerator)
     return folder
 
 
@@ -94,12 +95,14 @@ def finished(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     names = {"config.yaml", "environment.json", "metrics.jsonl", "samples", "scores", "selected", "checkpoints", "lora"}
-    assert names | {"evaluation", "report.html"} <= {path.name for path in finished.iterdir()}
+    assert names | {"evaluation", "report.html", "README.md", "validation"} <= {
+        path.name for path in finished.iterdir()
+    }
     rows = json.loads((finished / "evaluation" / "result.json").read_text())
     assert [(row["reward"], row["dimension"]) for row in rows] == [
-        ("redness", "redness"),
-        ("redness", "red"),
-        ("brightness", "brightness"),
+        ("my:Redness", "redness"),
+        ("my:Redness", "red"),
+        ("my:Brightness", "brightness"),
     ]
     assert all(row["n"] == 6 and row["ci_low"] <= row["difference"] <= row["ci_high"] for row in rows)
     assert "a blue cat" in (finished / "report.html").read_text()
@@ -113,7 +116,7 @@ def test_the_brightest_of_each_prompt_is_selected(finished: Path) -> None:
     brightness = {row.image_id: image.mean().item() for row, image in zip(rows, store.load(rows), strict=True)}
     for row in selected:
         best = max(value for image_id, value in brightness.items() if image_id.startswith(row["prompt_id"]))
-        assert row["brightness"] == pytest.approx(best)
+        assert row["my:Brightness"] == pytest.approx(best)
 
 
 def test_the_lora_changes_the_pictures_and_the_base_pictures_are_those_without_it(
@@ -135,12 +138,13 @@ def test_the_lora_changes_the_pictures_and_the_base_pictures_are_those_without_i
 
 
 STOPS: dict[str, tuple[object, str, int]] = {
-    "generate": (judge, "generate", 1),
-    "score": (judge, "score_all", 1),
+    "generate": (judge, "generate", 2),
+    "score": (judge, "score", 3),
     "select": (filter_finetune, "export_imagefolder", 1),
     "train": (finetune, "denoising_mse", 4),
     "save": (lora, "save_lora", 1),
-    "evaluate": (judge, "score_all", 3),
+    "validate": (judge, "score", 6),
+    "evaluate": (judge, "score", 8),
     "report": (filter_finetune, "report", 1),
 }
 
@@ -196,6 +200,53 @@ def test_a_finished_run_run_again_changes_nothing(finished: Path, model_folder: 
         assert (folder / path.relative_to(finished)).read_bytes() == path.read_bytes()
 
 
+@pytest.fixture(scope="module")
+def rounds(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(config_of(tmp_path_factory.mktemp("rounds") / "run", rounds=2, num_validation_prompts=2), model_folder)
+
+
+def test_a_second_round_goes_on_with_the_lora_from_fresh_candidates_of_the_tuned_model(
+    rounds: Path, finished: Path, model_folder: Path
+) -> None:
+    folders = [rounds / "rounds" / number for number in ("1", "2")]
+    file = "lora/pytorch_lora_weights.safetensors"
+    first, second, last = (load_file(folder / file) for folder in (*folders, rounds))
+    assert_same(first, load_file(finished / file))  # a first round is a run of one
+    assert_same(second, last)
+    assert first.keys() == second.keys() and not any(torch.equal(first[name], second[name]) for name in first)
+    model = load_model(model_folder, CPU)
+    base = model.fingerprint
+    load_lora(model, folders[0] / "lora")
+    made_by = [{row.model for row in SampleStore(folder / "samples").rows()} for folder in folders]
+    assert made_by == [{base}, {model.fingerprint}]
+    seeds = [{row.seed for row in SampleStore(folder / "samples").rows()} for folder in folders]
+    assert not seeds[0] & seeds[1]
+
+
+def test_the_gain_of_each_round_is_told(rounds: Path, finished: Path) -> None:
+    results = [(rounds / "rounds" / number / "evaluation/result.json").read_text() for number in ("1", "2")]
+    assert results[0] == (finished / "evaluation/result.json").read_text() != results[1]
+    assert results[1] == (rounds / "evaluation/result.json").read_text()
+    steps = [row["step"] for row in records(rounds) if row["phase"] == "train"]
+    assert steps == list(range(1, 13))
+    looked = [row["step"] for row in records(rounds) if row["phase"] == "validation"]
+    assert looked == [0, 6, 12]
+
+
+@pytest.mark.parametrize("call", [5, 6])
+def test_a_run_of_rounds_stopped_in_the_second_ends_with_the_same_bits(
+    call: int, rounds: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path / "run", rounds=2, num_validation_prompts=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(judge, "generate", stopping(judge.generate, call))
+        with pytest.raises(InterruptedError):
+            run(config, model_folder)
+    folder = run(config, model_folder)
+    for file in ("lora/pytorch_lora_weights.safetensors", "evaluation/result.json"):
+        assert (folder / file).read_bytes() == (rounds / file).read_bytes()
+
+
 def test_other_settings_in_the_same_folder_are_refused(finished: Path, model_folder: Path) -> None:
     changed = config_of(finished, samples_per_prompt=5)
     with pytest.raises(
@@ -207,9 +258,9 @@ def test_other_settings_in_the_same_folder_are_refused(finished: Path, model_fol
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     config = config_of(tmp_path / "run")
     with (
-        run_folder(config.output_dir, config, "cpu", 1, 1),
+        run_folder(config.output_dir, config, "cpu", 1, Accelerator(cpu=True)),
         pytest.raises(ValueError, match="Another process works on"),
-        run_folder(config.output_dir, config, "cpu", 1, 1),
+        run_folder(config.output_dir, config, "cpu", 1, Accelerator(cpu=True)),
     ):
         pass
 

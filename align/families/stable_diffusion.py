@@ -10,6 +10,7 @@ from typing import Any, final
 import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import compute_snr
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
@@ -133,6 +134,9 @@ class StableDiffusion(TextToImage):
         timesteps: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch channels latent_h latent_w"]:
         return self._noise_levels.add_noise(latents, noise, timesteps)
+
+    def snr(self, timesteps: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        return compute_snr(self._noise_levels, timesteps)
 
     def predict(
         self,

@@ -30,13 +30,25 @@ class _Frame:
 
     def line(self, points: Points, kind: str) -> Markup:
         """A polyline of CSS class `kind`."""
-        path = " ".join("{:.1f},{:.1f}".format(*self.place(*point)) for point in points)
-        return Markup('<polyline class="{}" points="{}"/>').format(kind, path)
+        return Markup('<polyline class="{}" points="{}"/>').format(kind, self._path(points))
+
+    def band(self, lows: Points, highs: Points) -> Markup:
+        """The area between two lines."""
+        return Markup('<polygon class="band" points="{}"/>').format(self._path([*highs, *reversed(lows)]))
+
+    def whiskers(self, lows: Points, highs: Points) -> Markup:
+        """An upright line from each low to its high."""
+        whisker = Markup('<path class="whisker" d="M{:.1f} {:.1f}V{:.1f}"/>')
+        ends = [(*self.place(*low), self.place(*high)[1]) for low, high in zip(lows, highs, strict=True)]
+        return Markup("").join(whisker.format(*end) for end in ends)
 
     def dots(self, points: Points) -> Markup:
         """A dot at each point, which tells its values when pointed at."""
         dot = Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="3"><title>{:g}: {:.4g}</title></circle>')
         return Markup("").join(dot.format(*self.place(*point), *point) for point in points)
+
+    def _path(self, points: Points) -> str:
+        return " ".join("{:.1f},{:.1f}".format(*self.place(*point)) for point in points)
 
     def axes(self, x_ticks: Sequence[int | float], x_label: str, y_percent: bool = False) -> Markup:
         """Grid lines, tick labels and the name of x."""
@@ -56,16 +68,46 @@ class _Frame:
         return rule + Markup('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(LEFT - 6, y + 3.5, label)
 
 
-def best_of_k_chart(means: Sequence[float], tuned_mean: float | None) -> Markup:
-    """Expected best score of k samples over k = 1..n, with the tuned model's mean as a dashed line."""
-    points: Points = [(k, mean) for k, mean in enumerate(means, start=1)]
-    shown = [*means] if tuned_mean is None else [*means, tuned_mean]
+def best_of_k_chart(
+    means: Sequence[float], tuned_mean: float | None, lows: Sequence[float] = (), highs: Sequence[float] = ()
+) -> Markup:
+    """Expected best score of k samples over k = 1..n, with the tuned model's mean as a dashed line.
+
+    `lows` and `highs` are the ends of the interval of each mean, drawn as a band; empty where there is none.
+    """
+    points, lower, upper = (list(enumerate(values, start=1)) for values in (means, lows, highs))
+    shown = [*means, *lows, *highs] if tuned_mean is None else [*means, *lows, *highs, tuned_mean]
     frame = _Frame((1.0, float(max(2, len(means)))), _padded(shown), log2=True)
     powers = [2**exponent for exponent in range(int(math.log2(max(2, len(means)))) + 1)]
     parts = [frame.axes(powers, "k"), frame.line(points, "curve"), frame.dots(points)]
+    if lower:
+        parts.insert(1, frame.band(lower, upper))
     if tuned_mean is not None:
         parts.append(frame.line([(1, tuned_mean), (max(2, len(means)), tuned_mean)], "mark"))
     return _svg(parts, f"Expected best of k: {means[0]:.4g} at 1, {means[-1]:.4g} at {len(means)}")
+
+
+def rounds_chart(base_mean: float, means: Points, lows: Points, highs: Points) -> Markup:
+    """Mean score after each round with its interval; round 0 is the base model, also drawn as a dashed line."""
+    points: Points = [(0, base_mean), *means]
+    x_range = (-0.2, points[-1][0] + 0.2)  # air for the whiskers of the last round
+    frame = _Frame(x_range, _padded([y for _, y in (*points, *lows, *highs)]))
+    parts = [
+        frame.axes(_whole_ticks(*x_range), "round"),
+        frame.line([(x, base_mean) for x in x_range], "mark"),
+        frame.whiskers(lows, highs),
+        frame.line(points, "curve"),
+        frame.dots(points),
+    ]
+    return _svg(parts, f"Mean score, {base_mean:.4g} of the base model, {points[-1][1]:.4g} after the last round")
+
+
+def series_chart(points: Points) -> Markup:
+    """A score over the steps of the training."""
+    frame = _Frame(_steps([x for x, _ in points]), _padded([y for _, y in points]))
+    parts = [frame.axes(_whole_ticks(*frame.x), "step"), frame.line(points, "curve"), frame.dots(points)]
+    first, last = points[0], points[-1]
+    return _svg(parts, f"Mean score, {first[1]:.4g} at step {first[0]:g}, {last[1]:.4g} at step {last[0]:g}")
 
 
 def loss_chart(losses: Points) -> Markup:
@@ -75,11 +117,10 @@ def loss_chart(losses: Points) -> Markup:
     width = max(1, len(values) // 10)
     smooth = [values[max(0, i - width) : i + width + 1].mean() for i in range(len(values))]
     low, high = np.quantile(values, [0.0, 0.98])
-    x_range = (float(steps[0]), float(steps[-1])) if len(steps) > 1 else (0.0, float(steps[0]) + 1)
-    frame = _Frame(x_range, _padded([float(low), float(high)]))
+    frame = _Frame(_steps(steps), _padded([float(low), float(high)]))
     clipped = values.clip(max=frame.y[1])
     parts = [
-        frame.axes(ticks(*frame.x), "step"),
+        frame.axes(_whole_ticks(*frame.x), "step"),
         frame.line(list(zip(steps, clipped, strict=True)), "faint"),
         frame.line(list(zip(steps, smooth, strict=True)), "curve"),
     ]
@@ -116,6 +157,16 @@ def ticks(low: float, high: float) -> list[float]:
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def _whole_ticks(low: float, high: float) -> list[float]:
+    """The `ticks` of what comes in whole numbers."""
+    return [tick for tick in ticks(low, high) if tick.is_integer()]
+
+
+def _steps(steps: Sequence[int | float] | np.ndarray) -> tuple[float, float]:
+    """The range of rising steps; never empty, also where there is one."""
+    return (float(steps[0]), float(steps[-1])) if len(steps) > 1 else (0.0, float(steps[0]) + 1)
 
 
 def _bars(frame: _Frame, edges: np.ndarray, heights: np.ndarray, kind: str) -> Markup:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jaxtyping import Float
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
@@ -21,6 +22,9 @@ from align.state import atomic_path
 
 PIXEL_ART_SIDE = 128  # images up to this side are kept as they are and drawn with hard pixels
 PHOTO_SIDE = 512  # larger ones are shrunk to this
+SMALL_PHOTO_SIDE = 256  # and to this where many are shown
+DIVERSITY = "diversity"
+"""`Row.reward` of a mean distance between the images of a prompt; `Row.dimension` names the embedder."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Curve:
-    """Expected score of the base model's best of k = 1..n samples, and the mean of the tuned model."""
+    """Expected score of the base model's best of k = 1..n samples, and the mean of the tuned model.
+
+    `lows` and `highs` are the ends of the 95 % interval of each of the means; both empty where there is none.
+    """
 
     name: str
     means: Sequence[float]
     tuned_mean: float | None = None
+    lows: Sequence[float] = ()
+    highs: Sequence[float] = ()
 
     @property
     def worth(self) -> float | None:
@@ -65,12 +74,28 @@ class Histogram:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """One image of each of `Report.grid_prompts` after so many steps of training; step 0 is the base model."""
+
+    step: int
+    images: Sequence[Float[Tensor, "3 h w"]]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Mean score of the fixed prompts, as (step, score) by rising step; one point or more."""
+
+    name: str
+    points: Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True)
 class Report:
     """All that the page shows; what a recipe does not have stays empty, and its section is left out.
 
     Attributes:
         title: What was done to which model.
-        rows: The evaluation; the first row is the headline.
+        rows: The evaluation; the first row whose reward is not `DIVERSITY` is the headline.
         pairs: Images before and after, in an order that does not depend on their scores.
         settings: Name -> value, as resolved.
         selected_by: Names of the rewards that chose the training images, as in `Row.reward`.
@@ -79,6 +104,12 @@ class Report:
         selection: What was kept; `candidates` is how many images it was kept from.
         truncated_prompts: How many prompts the tokenizer cut.
         losses: (step, loss) of the training.
+        grids: The fixed prompts, with the same seeds each time, by rising step.
+        grid_prompts: The fixed prompts, in the order of the images of a grid.
+        validation: The mean scores of the fixed prompts while training, one series for each dimension of a reward.
+        improved: The prompts whose score rose most, the largest rise first.
+        damaged: The prompts whose score fell most, the largest fall first; shown where either has one.
+        rounds: (round, the headline's row after it), from round 1 on.
     """
 
     title: str
@@ -93,16 +124,21 @@ class Report:
     histograms: Sequence[Histogram] = ()
     truncated_prompts: int = 0
     losses: Sequence[tuple[int, float]] = ()
+    grids: Sequence[Grid] = ()
+    grid_prompts: Sequence[str] = ()
+    validation: Sequence[Series] = ()
+    improved: Sequence[Pair] = ()
+    damaged: Sequence[Pair] = ()
+    rounds: Sequence[tuple[int, Row]] = ()
 
 
 def write_report(folder: Path, report: Report) -> Path:
     """Write `folder/report.html` and return its path.
 
     Raises:
-        ValueError: There is no row to report.
+        ValueError: There is no row for the headline, or a grid does not have one image of each of its prompts.
     """
-    if not report.rows:
-        raise ValueError("The report came without a result row; it needs one for its headline. Evaluate first.")
+    first = headline(report)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -110,14 +146,49 @@ def write_report(folder: Path, report: Report) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "signed": signed, "percent": percent, "data_uri": data_uri}
+    environment.filters |= {f.__name__: f for f in (number, signed, percent, verdict, data_uri, small_data_uri)}
     page = environment.get_template("page.html.jinja").render(
-        report=report, headline=report.rows[0], verdict=verdict(report.rows[0]), figures=figures
+        report=report,
+        headline=first,
+        diversity=DIVERSITY,
+        grid_rows=grid_rows(report),
+        figures=figures,
+        rounds_chart=rounds_chart,
     )
     path = folder / "report.html"
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
+
+
+def headline(report: Report) -> Row:
+    """The row that the page opens with."""
+    for row in report.rows:
+        if row.reward != DIVERSITY:
+            return row
+    raise ValueError("The report came without a result row of a reward; it needs one for its headline. Evaluate first.")
+
+
+def grid_rows(report: Report) -> list[tuple[str, tuple[Float[Tensor, "3 h w"], ...]]]:
+    """Each of the fixed prompts with its images, by step."""
+    for grid in report.grids:
+        if len(grid.images) != len(report.grid_prompts):
+            raise ValueError(
+                f"The grid of step {grid.step} came with {len(grid.images)} images and there are "
+                f"{len(report.grid_prompts)} prompts; there must be one image of each. Draw the missing ones."
+            )
+    by_prompt = zip(*(grid.images for grid in report.grids), strict=True)
+    return list(zip(report.grid_prompts, by_prompt, strict=False))  # without grids there are prompts and no rows
+
+
+def rounds_chart(rounds: Sequence[tuple[int, Row]]) -> Markup:
+    """The means of the rounds, each with the interval of its difference to the base model."""
+    return figures.rounds_chart(
+        rounds[0][1].base_mean,
+        [(number, row.tuned_mean) for number, row in rounds],
+        [(number, row.base_mean + row.ci_low) for number, row in rounds],
+        [(number, row.base_mean + row.ci_high) for number, row in rounds],
+    )
 
 
 def verdict(row: Row) -> str:
@@ -142,12 +213,17 @@ def percent(share: float) -> str:
     return f"{share:.0%}".replace("-", "\N{MINUS SIGN}")
 
 
-def data_uri(image: Float[Tensor, "3 h w"]) -> str:
-    """The image inside a URI: small ones as PNG, pixel by pixel, large ones as WebP of at most 512 pixels a side."""
+def small_data_uri(image: Float[Tensor, "3 h w"]) -> str:
+    """The image inside a URI, where many are shown."""
+    return data_uri(image, SMALL_PHOTO_SIDE)
+
+
+def data_uri(image: Float[Tensor, "3 h w"], photo_side: int = PHOTO_SIDE) -> str:
+    """The image inside a URI: small ones as PNG, pixel by pixel, large ones as WebP of at most `photo_side` pixels."""
     pixels = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     picture = Image.fromarray(pixels)
     small = max(picture.size) <= PIXEL_ART_SIDE
-    picture.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
+    picture.thumbnail((photo_side, photo_side))
     buffer = io.BytesIO()
     kind = "png" if small else "webp"
     picture.save(buffer, format=kind, quality=88)  # PNG is lossless and ignores the quality

@@ -41,13 +41,33 @@ class SelectSettings(Settings):
         return self
 
 
+class RegularizationSettings(Settings):
+    """Ordinary images, mixed in so that the model does not drift."""
+
+    train_data_dir: Path | None = None
+    """An imagefolder with captions: images, and a metadata.jsonl with file_name and text."""
+    proportion: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training images drawn from it."""
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> "RegularizationSettings":
+        if (self.train_data_dir is not None) != (self.proportion > 0):
+            raise ValueError(
+                f"'train.regularization.train_data_dir' is {self.train_data_dir} and 'train.regularization.proportion' "
+                f"{self.proportion:g}: give both, a folder and a share above 0, or neither."
+            )
+        return self
+
+
 class TrainSettings(Settings):
     """The fine-tuning loop."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
     """Step size of AdamW at its highest."""
     train_batch_size: int = Field(default=16, ge=1)
-    """Images a step."""
+    """Images that a process sees at once."""
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Batches a step: the global batch is train_batch_size x this x processes."""
     max_train_steps: int = Field(default=1000, ge=1)
     """Optimizer steps."""
     lr_scheduler: Literal[
@@ -71,8 +91,20 @@ class TrainSettings(Settings):
     min_timestep: int = Field(default=0, ge=0)
     """Lowest noise level trained on, of usually 1000. High levels decide what is shown and where, low ones the
     details."""
+    snr_gamma: float | None = Field(default=None, gt=0)
+    """Gamma of the min-SNR weights of the loss, arXiv 2303.09556; 5 is usual, null is none."""
+    noise_offset: float = Field(default=0.0, ge=0)
+    """Size of a shift of the noise that all pixels of a channel share, for very dark and very bright images."""
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of the average of the LoRA's weights over the steps, which is then the result; 0 is none."""
+    regularization: RegularizationSettings = RegularizationSettings()
+    """Ordinary images, mixed in so that the model does not drift."""
+    validation_steps: int = Field(default=250, ge=1)
+    """Steps between looks at the first validation prompts, see num_validation_prompts."""
     checkpointing_steps: int = Field(default=500, ge=1)
     """Steps between checkpoints."""
+    checkpoints_total_limit: int | None = Field(default=None, ge=1)
+    """Keep only the newest so many checkpoints; null keeps all."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the forward pass; the LoRA itself stays in float32."""
 
@@ -110,6 +142,10 @@ class FilterFinetuneConfig(Settings):
     """The prompts to train on: a .txt file with one a line, or a .jsonl file with a `text` in each line."""
     validation_prompts: Path
     """The held-out prompts to compare on, in the same format."""
+    num_validation_prompts: int = Field(default=8, ge=0)
+    """How many of them are drawn with the same seeds again and again during training; 0 for none."""
+    rounds: int = Field(default=1, ge=1)
+    """How often the whole is done: each round goes on with the LoRA, from fresh candidates of the model so far."""
     rewards: list[str] = Field(min_length=1)
     """The rewards that select, each as NAME or NAME=WEIGHT, e.g. `sandbox-hps` or `my_reward:MyReward=0.5`."""
     holdout_rewards: list[str] = []
@@ -126,7 +162,7 @@ class FilterFinetuneConfig(Settings):
     """The adapter."""
     evaluate: EvaluateSettings = EvaluateSettings()
     """The comparison."""
-    report_to: list[Literal["none", "wandb"]] = ["none"]
+    report_to: list[Literal["none", "wandb", "tensorboard"]] = ["none"]
     """Where metrics go besides metrics.jsonl."""
     device: str = "auto"
     """Where to compute: a torch device, or `auto` for the best there is."""

@@ -89,18 +89,20 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("ALIGN_NUM_THREADS", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     yield 6
     torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("processes", "threads"), [(1, 6), (2, 3), (4, 1), (100, 1)])
-def test_processes_share_the_cores(cores: int, processes: int, threads: int) -> None:
-    assert set_threads(processes) == threads == torch.get_num_threads()
+def test_processes_share_the_cores(cores: int, processes: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert set_threads() == threads == torch.get_num_threads()
 
 
 def test_the_user_may_set_the_threads(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIGN_NUM_THREADS", "2")
-    assert set_threads(4) == 2 == torch.get_num_threads()
+    assert set_threads() == 2 == torch.get_num_threads()
 
 
 @pytest.mark.parametrize("wish", ["0", "-1", "two", "1.5"])

@@ -1,4 +1,4 @@
-"""Paired comparison: closed forms, scipy's bootstrap as the oracle, and coverage by simulation."""
+"""Paired comparison: closed forms, scipy's bootstrap and distances as oracles, and coverage by simulation."""
 
 import math
 from collections.abc import Iterator
@@ -9,9 +9,10 @@ import pytest
 import torch
 from jaxtyping import config
 from scipy import stats
+from scipy.spatial.distance import pdist
 from torch import Tensor
 
-from align.evaluate import compare, recovered_gap
+from align.evaluate import compare, diversity, mean_interval, recovered_gap
 
 
 @pytest.fixture
@@ -158,3 +159,56 @@ def test_scores_of_other_images_are_refused(unchecked_shapes: None) -> None:
         recovered_gap(judge, selector[:, 1:], tuned, seed=0)
     with pytest.raises(ValueError, match="4 base scores, 3 tuned scores and 4 prompt indices"):
         compare("gold", "overall", torch.ones(4), torch.ones(3), torch.arange(4), seed=0)
+
+
+def test_mean_interval_agrees_with_scipy_in_every_column() -> None:
+    values = torch.randn(60, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.arange(1, 4)
+    means, lows, highs = mean_interval(values, seed=0)
+    torch.testing.assert_close(means, values.mean(dim=0))
+    result = stats.bootstrap((values.numpy(),), np.mean, axis=0, method="percentile", rng=np.random.default_rng(1))
+    oracle = result.confidence_interval
+    assert (np.abs(lows.numpy() - oracle.low) < 0.05 * (oracle.high - oracle.low)).all()
+    assert (np.abs(highs.numpy() - oracle.high) < 0.05 * (oracle.high - oracle.low)).all()
+
+
+def test_mean_interval_of_differences_is_that_of_the_comparison() -> None:
+    base, tuned, groups = paired_scores(30, 1, seed=4)
+    row = compare("gold", "overall", base, tuned, groups, seed=5)
+    found = torch.cat(mean_interval((tuned - base)[:, None], seed=5)).tolist()
+    assert found == pytest.approx([row.difference, row.ci_low, row.ci_high])
+
+
+def test_mean_interval_needs_two_prompts_and_finite_values() -> None:
+    with pytest.raises(ValueError, match="two prompts or more, 1 came"):
+        mean_interval(torch.ones(1, 3), seed=0)
+    with pytest.raises(ValueError, match="columns hold 1 of 4 values that are not finite"):
+        mean_interval(torch.tensor([[1.0, 2.0], [math.inf, 0.0]]), seed=0)
+
+
+def test_diversity_agrees_with_the_distances_of_all_pairs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(9, 5, generator=generator, dtype=torch.float64) + 1
+    groups = torch.tensor([7, 3, 3, 7, 3, 12, 12, 3, 7])
+    oracle = [pdist(embeddings[groups == group].numpy(), metric="cosine").mean() for group in (3, 7, 12)]
+    assert diversity(embeddings, groups).tolist() == pytest.approx(oracle, abs=1e-12)
+
+
+@pytest.mark.parametrize(("images", "distance"), [([[1, 0], [5, 0]], 0), ([[1, 0], [0, 2]], 1), ([[1, 0], [-3, 0]], 2)])
+def test_diversity_by_hand(images: list[list[int]], distance: float) -> None:
+    assert diversity(torch.tensor(images).float(), torch.tensor([4, 4])).tolist() == pytest.approx([distance])
+
+
+def test_diversity_of_two_models_is_compared_prompt_by_prompt() -> None:
+    base, tuned = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.3, 0.4, 0.5])
+    row = compare("diversity", "sandbox", base, tuned, torch.arange(3), seed=0)
+    assert (row.n, row.win_rate) == (3, 0)
+    assert (row.difference, row.ci_low, row.ci_high) == pytest.approx((-0.1, -0.1, -0.1))
+
+
+def test_diversity_needs_two_images_of_each_prompt(unchecked_shapes: None) -> None:
+    with pytest.raises(ValueError, match="Prompt 9 came with one image; a distance needs two. Generate two or more"):
+        diversity(torch.ones(3, 2), torch.tensor([1, 9, 1]))
+    with pytest.raises(ValueError, match="3 embeddings and 2 prompt indices"):
+        diversity(torch.ones(3, 2), torch.tensor([1, 1]))
+    with pytest.raises(ValueError, match="embeddings hold 1 of 4 values that are not finite"):
+        diversity(torch.tensor([[1.0, math.nan], [1.0, 0.0]]), torch.tensor([1, 1]))

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -57,6 +58,9 @@ class FakeModel(TextToImage):
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Int[Tensor, " batch"]) -> Tensor:
         raise NotImplementedError
 
+    def snr(self, timesteps: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        raise NotImplementedError
+
     def predict(self, noisy: Tensor, timesteps: Int[Tensor, " batch"], embeddings: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -71,7 +75,7 @@ Run = Callable[[TextToImage, Path], SampleStore]
 def run(log: Log, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Five images of each of three prompts, in shards of six, three at a time."""
     monkeypatch.setattr(samples, "SHARD_SIZE", 6)
-    return lambda model, folder: generate(model, PROMPTS, 5, folder, 42, 3, SAMPLING, log)
+    return lambda model, folder: generate(model, PROMPTS, 5, folder, 42, 3, SAMPLING, log, Accelerator(cpu=True))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -108,7 +112,7 @@ class TestGenerate:
         run(model, tmp_path / "a")
         assert [len(batch) for batch in model.batches] == [3] * 5
         model = FakeModel()
-        generate(model, PROMPTS, 5, tmp_path / "b", 42, 4, SAMPLING, log)
+        generate(model, PROMPTS, 5, tmp_path / "b", 42, 4, SAMPLING, log, Accelerator(cpu=True))
         assert [len(batch) for batch in model.batches] == [4, 2, 4, 2, 3]
 
     def test_images_are_those_of_the_model(self, run: Run, tmp_path: Path) -> None:
@@ -120,7 +124,7 @@ class TestGenerate:
 
     def test_a_repeated_prompt_counts_once(self, run: Run, tmp_path: Path, log: Log) -> None:
         run(FakeModel(), tmp_path / "a")
-        generate(FakeModel(), [*PROMPTS, PROMPTS[0]], 5, tmp_path / "b", 42, 3, SAMPLING, log)
+        generate(FakeModel(), [*PROMPTS, PROMPTS[0]], 5, tmp_path / "b", 42, 3, SAMPLING, log, Accelerator(cpu=True))
         assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
     def test_a_finished_run_asks_the_model_nothing(self, run: Run, tmp_path: Path) -> None:
@@ -152,7 +156,17 @@ class TestGenerate:
         self, tmp_path: Path, log: Log, prompts: list[str], samples_per_prompt: int, batch_size: int, message: str
     ) -> None:
         with pytest.raises(ValueError, match=message):
-            generate(FakeModel(), prompts, samples_per_prompt, tmp_path / "a", 0, batch_size, SAMPLING, log)
+            generate(
+                FakeModel(),
+                prompts,
+                samples_per_prompt,
+                tmp_path / "a",
+                0,
+                batch_size,
+                SAMPLING,
+                log,
+                Accelerator(cpu=True),
+            )
         assert not (tmp_path / "a").exists()
 
 
@@ -212,7 +226,7 @@ class TestKilled:
         monkeypatch.setattr(samples, "SHARD_SIZE", 6)
 
         def real(folder: Path) -> None:
-            generate(tiny_model, PROMPTS[:2], 4, folder, 7, 3, SAMPLING, log)
+            generate(tiny_model, PROMPTS[:2], 4, folder, 7, 3, SAMPLING, log, Accelerator(cpu=True))
 
         real(tmp_path / "whole")
         sample, done = type(tiny_model).sample, iter(range(2))
@@ -251,12 +265,24 @@ class TestAnotherExperiment:
     @pytest.mark.parametrize("difference", CHANGES)
     def test_is_refused_with_the_difference_and_changes_nothing(self, folder: Path, log: Log, difference: str) -> None:
         before = contents(folder)
-        settings = {"model": FakeModel(), "prompts": PROMPTS, "samples_per_prompt": 5, "seed": 42, "sampling": SAMPLING}
+        settings: dict[str, Any] = {
+            "model": FakeModel(),
+            "prompts": PROMPTS,
+            "samples_per_prompt": 5,
+            "seed": 42,
+            "sampling": SAMPLING,
+        }
         with pytest.raises(ValueError, match=difference):
-            generate(**(settings | self.CHANGES[difference]), folder=folder, batch_size=3, log=log)  # pyright: ignore[reportArgumentType]
+            generate(
+                **(settings | self.CHANGES[difference]),
+                folder=folder,
+                batch_size=3,
+                log=log,
+                accelerator=Accelerator(cpu=True),
+            )
         assert contents(folder) == before
 
     def test_another_batch_size_is_none(self, folder: Path, log: Log) -> None:
         model = FakeModel()
-        generate(model, PROMPTS, 5, folder, 42, 2, SAMPLING, log)
+        generate(model, PROMPTS, 5, folder, 42, 2, SAMPLING, log, Accelerator(cpu=True))
         assert model.batches == []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from jaxtyping import config
 
-from align.losses import denoising_mse
+from align.losses import denoising_mse, min_snr_weights
 
 
 @pytest.fixture
@@ -47,3 +47,30 @@ def test_denoising_mse_of_half_precision_is_computed_in_float32() -> None:
 def test_denoising_mse_refuses_to_broadcast(unchecked_shapes: None) -> None:
     with pytest.raises(ValueError, match=r"shape \(2, 8, 2, 2\) and the target \(2, 1, 2, 2\)"):
         denoising_mse(torch.zeros(2, 8, 2, 2), torch.zeros(2, 1, 2, 2))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_min_snr_weighs_the_error_of_the_clean_image_by_the_clamped_snr(prediction_type: str) -> None:
+    """The definition of the paper, on an error that is made on purpose: the weighted loss of the network's own output
+    equals min(SNR, gamma) times the squared error of the clean image that follows from it."""
+    generator, alpha = torch.Generator().manual_seed(0), torch.tensor([0.999, 0.9, 0.5, 0.1], dtype=torch.float64)
+    sigma = (1 - alpha**2).sqrt()
+    x, noise, error = torch.randn(3, 4, 3, dtype=torch.float64, generator=generator)
+    a, s = alpha[:, None], sigma[:, None]
+    noisy = a * x + s * noise
+    target = noise if prediction_type == "epsilon" else a * noise - s * x
+    prediction = target + error
+    clean = (noisy - s * prediction) / a if prediction_type == "epsilon" else a * noisy - s * prediction
+    snr = (alpha / sigma) ** 2
+    ours = denoising_mse(prediction, target, min_snr_weights(snr, 5.0, prediction_type).float())
+    theirs = (snr.clamp(max=5.0) * (clean - x).square().mean(1)).mean()
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=0)
+
+
+def test_min_snr_is_finite_at_pure_noise_and_refuses_what_it_does_not_know() -> None:
+    zero = torch.zeros(1)
+    assert (min_snr_weights(zero, 5.0, "epsilon").item(), min_snr_weights(zero, 5.0, "v_prediction").item()) == (1, 0)
+    with pytest.raises(ValueError, match="gamma is 0"):
+        min_snr_weights(zero, 0.0, "epsilon")
+    with pytest.raises(ValueError, match="not for 'flow'"):
+        min_snr_weights(zero, 5.0, "flow")

@@ -1,12 +1,14 @@
-"""The report: self-contained, escaped, whole where parts are missing, and with figures that show the numbers."""
+"""The page of a run: self-contained, escaped, and whole where parts are missing."""
 
 import base64
+import html
 import io
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from xml.etree import ElementTree
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,20 @@ import torch
 from PIL import Image
 
 from align.evaluate import RecoveredGap, Row
-from align.report import figures
-from align.report.page import Curve, Histogram, Pair, Report, data_uri, number, percent, signed, write_report
+from align.report.page import (
+    Curve,
+    Grid,
+    Histogram,
+    Pair,
+    Report,
+    Series,
+    data_uri,
+    number,
+    percent,
+    signed,
+    small_data_uri,
+    write_report,
+)
 from align.select import Selection
 
 ROW = Row("sandbox-hps", "overall", 512, 0.5, 0.583, 0.083, 0.071, 0.095, 0.61)
@@ -36,6 +50,24 @@ def make_report(pairs: int = 3) -> Report:
         histograms=[Histogram("sandbox-hps", [0.1, 0.2, 0.5, 0.6], [0.6], 0.55)],
         truncated_prompts=2,
         losses=[(step, 1 / step) for step in range(1, 500)],
+    )
+
+
+def whole_report() -> Report:
+    """With all that a run of several rounds has besides."""
+    report = make_report()
+    image, pair = report.pairs[0].base, report.pairs[0]
+    return replace(
+        report,
+        rows=[replace(ROW, reward="diversity", dimension="dinov2", n=64, difference=-0.04, ci_low=-0.05, ci_high=-0.03)]
+        + list(report.rows),
+        curves=[Curve("sandbox-hps", [0.5, 0.56], 0.53, [0.48, 0.54], [0.52, 0.58])],
+        grids=[Grid(step, [image, image]) for step in (0, 500, 1000)],
+        grid_prompts=["a grid's first prompt", "a grid's second prompt"],
+        validation=[Series("sandbox-hps.overall", [(0, 0.41), (500, 0.47), (1000, 0.52)])],
+        improved=[replace(pair, prompt="risen", base_score=0.1, tuned_score=0.9)],
+        damaged=[replace(pair, prompt="fallen", base_score=0.8, tuned_score=0.3)],
+        rounds=[(1, replace(ROW, tuned_mean=0.54, difference=0.04, ci_low=0.03, ci_high=0.05)), (2, ROW)],
     )
 
 
@@ -68,15 +100,16 @@ def write(folder: Path, report: Report) -> str:
 
 
 def text(page: str) -> str:
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page))
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", page)))
 
 
-def test_page_is_well_formed_and_loads_nothing(tmp_path: Path) -> None:
-    page = write(tmp_path, make_report())
+@pytest.mark.parametrize(("report", "images"), [(make_report(), 6), (whole_report(), 6 + 6 + 4)])
+def test_page_is_well_formed_and_loads_nothing(tmp_path: Path, report: Report, images: int) -> None:
+    page = write(tmp_path, report)
     tags = Tags(page)
     assert tags.open == []
     sources = [attributes["src"] for tag, attributes in tags.seen if tag == "img"]
-    assert len(sources) == 6
+    assert len(sources) == images
     assert all(source is not None and source.startswith("data:image/png;base64,") for source in sources)
     assert not {"script", "link", "iframe"} & {tag for tag, _ in tags.seen}
     assert "http" not in page and "url(" not in page
@@ -103,6 +136,66 @@ def test_page_says_the_numbers(tmp_path: Path) -> None:
     assert page.count("selected the training images") == 1
 
 
+def test_page_of_several_rounds_says_the_numbers(tmp_path: Path) -> None:
+    page = text(write(tmp_path, whole_report()))
+    for words in (
+        "+0.083 sandbox-hps overall",
+        "chosen by looking at the scores, unlike the pairs above",
+        "Most improved before 0.100 after 0.900 +0.800 risen",
+        "Most damaged before 0.800 after 0.300 −0.500 fallen",
+        "a grid's first prompt base model step 500 step 1,000 a grid's second prompt base model step 500 step 1,000",
+        "0 base model 0.500 1 0.540 +0.040 +0.030 +0.050 61% 2 0.583 +0.083 +0.071 +0.095 61%",
+        "95% interval over prompts",
+        "diversity dinov2 distance between the images of a prompt: they have become more alike −0.040",
+        "there a pair is a prompt",
+    ):
+        assert words in page, words
+
+
+@pytest.mark.parametrize(
+    ("field", "heading"),
+    [
+        ("grids", "The same prompts while training"),
+        ("validation", "Training"),
+        ("improved", "Most improved and most damaged"),
+        ("damaged", "Most improved and most damaged"),
+        ("rounds", "Round by round"),
+    ],
+)
+def test_each_part_is_shown_without_the_others(tmp_path: Path, field: str, heading: str) -> None:
+    whole = whole_report()
+    part: Mapping[str, Sequence[Any]] = {field: getattr(whole, field)}
+    report = Report("Evaluate", [ROW], pairs=[], settings={}, grid_prompts=whole.grid_prompts, **part)
+    page = write(tmp_path, report)
+    assert Tags(page).open == []
+    assert sorted(re.findall("<h2>(.*?)</h2>", page)) == sorted(["Result", heading, "Settings"])
+    assert "the pairs above" not in page
+
+
+def test_where_nothing_fell_the_page_says_so(tmp_path: Path) -> None:
+    page = text(write(tmp_path, replace(whole_report(), damaged=[])))
+    assert "Most damaged No prompt scored lower than before." in page
+
+
+@pytest.mark.parametrize(("low", "high", "verdict"), [(-0.05, -0.03, "down"), (-0.05, 0.01, "unclear")])
+def test_only_a_clear_fall_of_diversity_is_called_one(tmp_path: Path, low: float, high: float, verdict: str) -> None:
+    row = replace(ROW, reward="diversity", difference=-0.02, ci_low=low, ci_high=high)
+    page = write(tmp_path, Report("Evaluate", [ROW, row], [], {}))
+    assert ("more alike" in page) == (verdict == "down")
+    assert f'<td class="{verdict}"><b>−0.020</b></td>' in page
+
+
+def test_diversity_alone_has_no_headline(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="without a result row of a reward"):
+        write_report(tmp_path, Report("Evaluate", [replace(ROW, reward="diversity")], [], {}))
+
+
+def test_grid_with_an_image_missing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="grid of step 0 came with 2 images and there are 1 prompts"):
+        write_report(tmp_path, replace(whole_report(), grid_prompts=["a grid's first prompt"]))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_headline_comes_before_the_images_and_they_before_the_table(tmp_path: Path) -> None:
     page = write(tmp_path, make_report())
     assert page.index("+0.083") < page.index("<img") < page.index("<table")
@@ -119,19 +212,39 @@ def test_verdict_is_that_of_the_interval(tmp_path: Path, low: float, high: float
 
 def test_what_a_user_wrote_is_escaped(tmp_path: Path) -> None:
     attack = '<script>alert("x")</script>'
-    report = make_report()
+    report = whole_report()
+    pair = replace(report.pairs[0], prompt=attack)
     report = replace(
         report,
         title=attack,
         settings={attack: attack},
-        rows=[replace(ROW, reward=attack)],
-        pairs=[replace(report.pairs[0], prompt=attack)],
+        rows=[replace(ROW, reward=attack), replace(ROW, reward="diversity", dimension=attack)],
+        pairs=[pair],
         curves=[Curve(attack, [0.1, 0.2])],
+        histograms=[Histogram(attack, [0.1, 0.2], [0.2])],
+        grid_prompts=[attack, attack],
+        validation=[Series(attack, [(0, 0.1), (1, 0.2)])],
+        improved=[pair],
+        damaged=[pair],
     )
     page = write(tmp_path, report)
     assert "<script" not in page
-    assert page.count("&lt;script&gt;") >= 7
+    # title 2, settings 2, headline 1, rows 2, rounds 1, figures 3, 2 prompts of the grids with 3 images, 3 pairs with 2
+    assert page.count("&lt;script&gt;") == 28
     assert Tags(page).open == []
+
+
+@pytest.mark.parametrize("prompt", ["a <b>castle</b> & a moat, " * 1000, "x" * 30_000])
+def test_long_prompts_are_cut_and_can_be_opened(tmp_path: Path, prompt: str) -> None:
+    report = whole_report()
+    pair = replace(report.pairs[0], prompt=prompt)
+    page = write(tmp_path, replace(report, pairs=[pair], damaged=[pair], grid_prompts=[prompt, "short"]))
+    tags = Tags(page)
+    assert tags.open == []
+    assert page.count(f"<div>{html.escape(prompt)}</div>") == 3
+    assert all(len(attributes["alt"] or "") < 200 for tag, attributes in tags.seen if tag == "img")
+    cut = re.findall('<details class="long"><summary>(.*?)</summary>', page)
+    assert len(cut) == 3 and all(words.endswith("...") and len(html.unescape(words)) <= 160 for words in cut)
 
 
 def test_missing_parts_leave_their_sections_out(tmp_path: Path) -> None:
@@ -174,6 +287,7 @@ def test_large_images_are_shrunk() -> None:
     uri = data_uri(torch.full((3, 1024, 768), 0.5))
     assert uri.startswith("data:image/webp")
     assert decode(uri).size == (384, 512)
+    assert decode(small_data_uri(torch.full((3, 1024, 768), 0.5))).size == (192, 256)
 
 
 @pytest.mark.parametrize(
@@ -201,66 +315,3 @@ def test_percent() -> None:
 )
 def test_worth_of_a_tuned_sample(tuned_mean: float | None, worth: float | None) -> None:
     assert Curve("r", [0.5, 0.56, 0.6, 0.62], tuned_mean).worth == (worth and pytest.approx(worth))
-
-
-def points(chart: str, kind: str) -> list[tuple[float, float]]:
-    """The pixels of a polyline of a chart."""
-    line = ElementTree.fromstring(chart).find(f"polyline[@class='{kind}']")
-    assert line is not None
-    return [(float(x), float(y)) for x, y in (point.split(",") for point in line.attrib["points"].split())]
-
-
-def test_best_of_k_chart_is_logarithmic_in_k_and_higher_for_better() -> None:
-    chart = figures.best_of_k_chart([0.1, 0.2, 0.3, 0.4], 0.2)
-    (x1, y1), (x2, y2), (_, y3), (x4, y4) = points(chart, "curve")
-    assert x2 - x1 == pytest.approx(x4 - x2, abs=0.2)
-    assert y1 - y2 == pytest.approx(y2 - y3, abs=0.2) == pytest.approx(y3 - y4, abs=0.2)
-    assert y4 < y1  # pixels count downwards
-    assert points(chart, "mark") == [(x1, y2), (x4, y2)]
-    labels = [element.text for element in ElementTree.fromstring(chart).iter("text")]
-    assert labels[:3] == ["1", "2", "4"]
-
-
-def test_histogram_shows_shares() -> None:
-    chart = ElementTree.fromstring(figures.histogram([0.0, 0.0, 0.0, 1.0], [1.0, 1.0], 0.5))
-    numbers = [float(n) for n in re.findall(r"[\d.]+", chart.findall("path[@class='before']")[0].attrib["d"])]
-    first = numbers[3] - numbers[1]
-    numbers = [float(n) for n in re.findall(r"[\d.]+", chart.findall("path[@class='after']")[0].attrib["d"])]
-    assert first / (numbers[3] - numbers[1]) == pytest.approx(0.75, abs=0.01)
-    assert len(chart.findall("path[@class='before']")) == 2
-
-
-def test_interval_lies_on_its_side_of_zero() -> None:
-    for low, high, sign in ((0.1, 0.3, 1), (-0.3, -0.1, -1)):
-        bar = ElementTree.fromstring(figures.interval(low, (low + high) / 2, high))
-        dot = bar.find("circle")
-        assert dot is not None and (float(dot.attrib["cx"]) - 60) * sign > 0
-
-
-def test_loss_chart_is_thinned() -> None:
-    chart = figures.loss_chart([(step, 1.0 + step % 2) for step in range(1, 10_001)])
-    assert len(points(chart, "faint")) == len(points(chart, "curve")) == 200
-
-
-@pytest.mark.parametrize("value", [0.0, 0.5, -1e-12, 1e6])
-def test_figures_of_equal_values_are_drawn(value: float) -> None:
-    for chart in (
-        figures.best_of_k_chart([value], None),
-        figures.best_of_k_chart([value] * 4, value),
-        figures.loss_chart([(1, value)]),
-        figures.loss_chart([(1, value), (2, value)]),
-        figures.histogram([value] * 5, [], None),
-        figures.interval(value, value, value),
-    ):
-        numbers = re.findall(r'"([^"]*)"', chart)
-        assert not any("nan" in entry or "inf" in entry for entry in numbers)
-        assert ElementTree.fromstring(chart).tag == "svg"
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (22.1, 23.6), (-0.013, 0.002), (0.0, 40_000.0), (1e-7, 9e-7)])
-def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
-    marks = figures.ticks(low, high)
-    step = marks[1] - marks[0]
-    assert 2 <= len(marks) <= 6
-    assert low - 1e-9 * step <= marks[0] and marks[-1] <= high + 1e-9 * step
-    assert f"{step:.0e}"[0] in "125"

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import config
 from torch import Tensor
 
-from align.select import best_of_n, expected_best_of_k, quantile_threshold
+from align.select import best_of_k_by_prompt, best_of_n, expected_best_of_k, quantile_threshold
 
 
 @pytest.fixture
@@ -102,30 +102,36 @@ def test_quantile_refuses_what_is_no_share_and_what_is_no_score() -> None:
 
 
 def best_of_all_subsets(scores: Tensor, judge: Tensor) -> Tensor:
-    """E[judge of the best of k], by trying every subset of every prompt; ties to the lowest index."""
+    """E[judge of the best of k] of each prompt, by trying every subset; ties to the lowest index."""
     n = scores.shape[1]
-    means: list[float] = []
-    for k in range(1, n + 1):
+    means = torch.zeros(len(scores), n, dtype=torch.float64)
+    for prompt, k in itertools.product(range(len(scores)), range(1, n + 1)):
         worth = [
             judge[prompt, max(subset, key=lambda i: (scores[prompt, i].item(), -i))].item()
-            for prompt in range(len(scores))
             for subset in itertools.combinations(range(n), k)
         ]
-        means.append(sum(worth) / len(worth))
-    return torch.tensor(means, dtype=torch.float64)
+        means[prompt, k - 1] = sum(worth) / len(worth)
+    return means
 
 
 @pytest.mark.parametrize("n", [1, 2, 7])
-def test_expected_best_of_k_agrees_with_all_subsets(n: int) -> None:
+def test_best_of_k_agrees_with_all_subsets(n: int) -> None:
     scores, judge = random_scores(3, n), random_scores(3, n, seed=1)
-    torch.testing.assert_close(expected_best_of_k(scores), best_of_all_subsets(scores, scores), rtol=0, atol=1e-6)
-    torch.testing.assert_close(expected_best_of_k(scores, judge), best_of_all_subsets(scores, judge), rtol=0, atol=1e-6)
+    for found, worth in ((best_of_k_by_prompt(scores), scores), (best_of_k_by_prompt(scores, judge), judge)):
+        torch.testing.assert_close(found, best_of_all_subsets(scores, worth), rtol=0, atol=1e-6)
 
 
-def test_expected_best_of_k_with_ties_agrees_with_all_subsets() -> None:
+def test_best_of_k_with_ties_agrees_with_all_subsets() -> None:
     scores, judge = random_scores(4, 6).round(), random_scores(4, 6, seed=1)
     assert len(scores.unique()) < scores.numel()
-    torch.testing.assert_close(expected_best_of_k(scores, judge), best_of_all_subsets(scores, judge), rtol=0, atol=1e-6)
+    oracle = best_of_all_subsets(scores, judge)
+    torch.testing.assert_close(best_of_k_by_prompt(scores, judge), oracle, rtol=0, atol=1e-6)
+
+
+def test_expected_best_of_k_averages_over_prompts() -> None:
+    scores, judge = random_scores(3, 5), random_scores(3, 5, seed=1)
+    oracle = best_of_all_subsets(scores, judge).mean(dim=0)
+    torch.testing.assert_close(expected_best_of_k(scores, judge), oracle, rtol=0, atol=1e-6)
 
 
 def test_expected_best_of_k_is_stable_for_many_samples() -> None:
@@ -139,7 +145,7 @@ def test_expected_best_of_k_is_stable_for_many_samples() -> None:
 
 def test_a_judge_of_other_images_is_refused(unchecked_shapes: None) -> None:
     with pytest.raises(ValueError, match=r"judge has shape \(2, 3\) and scores \(2, 4\)"):
-        expected_best_of_k(torch.zeros(2, 4), torch.zeros(2, 3))
+        best_of_k_by_prompt(torch.zeros(2, 4), torch.zeros(2, 3))
 
 
 def test_a_flat_list_of_scores_is_refused(unchecked_shapes: None) -> None:

@@ -1,5 +1,8 @@
 """Atomic files, and checkpoints that give back every bit."""
 
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,7 +67,7 @@ def test_a_checkpoint_gives_back_every_bit(tmp_path: Path) -> None:
     module, state = trained_state(0)
     state.save(tmp_path, 2)
     other, restored = trained_state(1)
-    assert restored.load_latest(tmp_path) == 2
+    assert restored.load_latest(tmp_path) == (2, [])
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
     assert all(torch.equal(state.average[name], restored.average[name]) for name in state.average)
     torch.testing.assert_close(state.optimizer.state_dict(), restored.optimizer.state_dict(), rtol=0, atol=0)
@@ -72,22 +75,63 @@ def test_a_checkpoint_gives_back_every_bit(tmp_path: Path) -> None:
 
 def test_the_newest_checkpoint_counts_by_number(tmp_path: Path) -> None:
     _, state = trained_state(0)
-    assert state.load_latest(tmp_path) == 0
+    assert state.load_latest(tmp_path) == (0, [])
     for step in (9, 100, 20):
         state.save(tmp_path, step)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-20", "checkpoint-100"]
-    assert state.load_latest(tmp_path) == 100
+    assert state.load_latest(tmp_path) == (100, [])
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "other tensors"])
-def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path: Path, damage: str) -> None:
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "truncated": lambda path: (path / "parameters.safetensors").write_bytes(b"half"),
+    "missing": lambda path: (path / "parameters.safetensors").unlink(),
+    "other tensors": lambda path: shutil.copy(path / "optimizer.safetensors", path / "parameters.safetensors"),
+    "optimizer of others": lambda path: shutil.copy(path / "parameters.safetensors", path / "optimizer.safetensors"),
+    "no average": lambda path: (path / "average.safetensors").unlink(),
+    "torn step": lambda path: (path / "state.json").write_text('{"ste'),
+    "no step": lambda path: (path / "state.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_it_used(tmp_path: Path, damage: str) -> None:
+    module, state = trained_state(0)
+    state.save(tmp_path, 3)
+    _, later = trained_state(1)
+    DAMAGES[damage](later.save(tmp_path, 5))
+    other, restored = trained_state(2)
+    step, notes = restored.load_latest(tmp_path)
+    assert step == 3 and len(notes) == 1
+    assert "checkpoint-5 is damaged" in notes[0] and notes[0].endswith("the one before it is used.")
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
+    torch.testing.assert_close(state.optimizer.state_dict(), restored.optimizer.state_dict(), rtol=0, atol=0)
+
+
+def test_where_all_are_damaged_nothing_is_changed(tmp_path: Path) -> None:
     _, state = trained_state(0)
-    path = state.save(tmp_path, 5) / "parameters.safetensors"
-    if damage == "truncated":
-        path.write_bytes(path.read_bytes()[:-8])
-    elif damage == "missing":
-        path.unlink()
-    else:
-        path.write_bytes((path.parent / "optimizer.safetensors").read_bytes())
-    with pytest.raises(ValueError, match=r"checkpoint-5 cannot be continued from .*Delete that folder"):
-        state.load_latest(tmp_path)
+    for step in (3, 5):
+        DAMAGES["truncated"](state.save(tmp_path, step))
+    module, restored = trained_state(1)
+    before = [parameter.clone() for parameter in module.parameters()]
+    step, notes = restored.load_latest(tmp_path)
+    assert (step, len(notes)) == (0, 2)
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
+    _, state = trained_state(0)
+    for step in (2, 4, 6, 10):
+        state.save(tmp_path, step, total_limit=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-6", "checkpoint-10"]
+
+
+def test_the_loss_scale_is_kept(tmp_path: Path) -> None:
+    _, state = trained_state(0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(torch.ones(()))  # it makes its tensors at the first use
+    scaler.update(2.0)
+    replace(state, scaler=scaler).save(tmp_path, 1)
+    other = torch.amp.GradScaler("cpu", init_scale=8.0)
+    other.scale(torch.ones(()))
+    assert replace(state, scaler=other).load_latest(tmp_path) == (1, [])
+    assert other.get_scale() == 2.0

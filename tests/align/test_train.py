@@ -2,9 +2,11 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from align.log import Log
-from align.train import TrainSettings, step_generator, train
+from align.state import list_checkpoints
+from align.train import TrainSettings, Validation, step_generator, train
 
 SETTINGS = TrainSettings(max_train_steps=12, learning_rate=0.1, lr_scheduler="cosine", lr_warmup_steps=3, seed=5)
 
@@ -91,7 +94,7 @@ def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(
     assert steps[0] == steps[1] == list(range(1, 13))
 
 
-def records(folder: Path) -> list[dict[str, float]]:
+def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -139,3 +142,111 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path:
     with pytest.raises(ValueError, match=r"(?s)loss is nan at step 6.*kept in .*checkpoints"):
         run(tmp_path, settings, poisoned)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_ruined(tmp_path: Path) -> None:
+    module = module_of(0)
+
+    def overflowing(module: nn.Module, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Finite itself, with an infinite slope."""
+        return (module(inputs) * 0).abs().sqrt().sum() + loss(module, inputs, generator)
+
+    with Log(tmp_path) as log, pytest.raises(ValueError, match=r"gradient's norm is nan at step 1"):
+        train(module, batch, overflowing, SETTINGS, tmp_path / "c", log, Accelerator(cpu=True))
+    assert same(module, module_of(0))
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
+    def noiseless(module: nn.Module, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        return (module(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+
+    def run_with(turns: int, folder: Path) -> nn.Linear:
+        module, size = module_of(0), 12 // turns
+
+        def part(number: int) -> Tensor:
+            stream = torch.cat([batch(2 * (number * size // 12)), batch(2 * (number * size // 12) + 1)])[:12]
+            return stream[number * size % 12 :][:size]
+
+        settings = replace(SETTINGS, gradient_accumulation_steps=turns)
+        with Log(folder) as log:
+            train(module, part, noiseless, settings, folder / "c", log, Accelerator(cpu=True))
+        return module
+
+    whole, parts = run_with(1, tmp_path / "1"), run_with(3, tmp_path / "3")
+    torch.testing.assert_close(parts.weight, whole.weight, rtol=1e-5, atol=1e-6)
+    losses = [[row["loss"] for row in records(tmp_path / name)] for name in ("1", "3")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_the_contract_of_checkpoints_of_the_diffusers_scripts(tmp_path: Path) -> None:
+    """Two kept of those of every second step: after six steps 4 and 6, and after two more 6 and 8."""
+    for steps, kept in ((6, ["checkpoint-4", "checkpoint-6"]), (8, ["checkpoint-6", "checkpoint-8"])):
+        run(tmp_path, replace(SETTINGS, max_train_steps=steps, checkpointing_steps=2, checkpoints_total_limit=2))
+        assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == kept
+
+
+@pytest.mark.parametrize("newest", [8, 12])
+def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(
+    tmp_path: Path, newest: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = replace(SETTINGS, checkpointing_steps=4)
+    whole = run(tmp_path / "whole", settings)
+    run(tmp_path / "damaged", replace(settings, max_train_steps=newest))
+    for path in list_checkpoints(tmp_path / "damaged" / "checkpoints"):
+        if path.name != "checkpoint-4":
+            (path / "optimizer.safetensors").write_bytes(b"")
+    # the schedule of the shorter run differs, so only its damage is used here
+    shutil.rmtree(tmp_path / "damaged" / "checkpoints" / "checkpoint-4")
+    shutil.copytree(tmp_path / "whole/checkpoints/checkpoint-4", tmp_path / "damaged/checkpoints/checkpoint-4")
+    assert same(run(tmp_path / "damaged", settings), whole)
+    assert f"checkpoint-{newest} is damaged" in capsys.readouterr().err
+    assert [row["step"] for row in records(tmp_path / "damaged")] == list(range(1, 13))
+
+
+def watched(folder: Path, settings: TrainSettings, steps: int, stop_at: int = -1) -> list[tuple[int, float]]:
+    """The steps that were looked at, with the first weight seen then."""
+    module, seen = module_of(0), list[tuple[int, float]]()
+
+    def look(step: int) -> dict[str, float]:
+        if step == stop_at:
+            raise InterruptedError
+        assert not module.training
+        seen.append((step, module.weight[0, 0].item()))
+        return {"weight": seen[-1][1]}
+
+    with Log(folder) as log:
+        train(module, batch, loss, settings, folder / "c", log, Accelerator(cpu=True), Validation(steps, look))
+    return seen
+
+
+def test_validation_looks_before_the_first_step_every_n_and_after_the_last(tmp_path: Path) -> None:
+    seen = watched(tmp_path, SETTINGS, steps=5)
+    assert [step for step, _ in seen] == [0, 5, 10, 12]
+    assert seen[0][1] == module_of(0).weight[0, 0].item()
+    assert seen[-1][1] == run(tmp_path / "bare", SETTINGS).weight[0, 0].item()  # and changes nothing
+
+
+def test_validation_sees_the_average_of_the_weights_and_leaves_the_training_alone(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, ema_decay=0.9)
+    seen = watched(tmp_path / "watched", settings, steps=5)
+    result = run(tmp_path / "bare", settings)
+    assert seen[-1][1] == result.weight[0, 0].item()
+
+
+@pytest.mark.parametrize("stop_at", [0, 4, 8, 12])
+def test_a_run_stopped_while_looking_looks_again(tmp_path: Path, stop_at: int) -> None:
+    settings = replace(SETTINGS, checkpointing_steps=4)
+    whole = watched(tmp_path / "whole", settings, 4)
+    with pytest.raises(InterruptedError):
+        watched(tmp_path / "stopped", settings, 4, stop_at)
+    again = watched(tmp_path / "stopped", settings, 4)
+    assert again == [pair for pair in whole if pair[0] >= stop_at]
+    rows = [(row["step"], row["weight"]) for row in records(tmp_path / "stopped") if row["phase"] == "validation"]
+    assert rows == whole
+
+
+def test_the_log_counts_on_from_the_steps_before(tmp_path: Path) -> None:
+    run(tmp_path, SETTINGS)
+    shutil.rmtree(tmp_path / "checkpoints")
+    run(tmp_path, replace(SETTINGS, steps_before=12))
+    assert [row["step"] for row in records(tmp_path)] == list(range(1, 25))

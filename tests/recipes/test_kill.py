@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 PHASES: dict[str, Callable[[Path], bool]] = {
-    "generate": lambda folder: any(folder.glob("samples/00000/*.png")),
-    "score": lambda folder: any(folder.glob("scores/.*.jsonl")),
-    "select": lambda folder: any(folder.glob("scores/*.parquet")),
-    "train": lambda folder: (folder / "checkpoints" / "checkpoint-2").exists(),
     "evaluate the base model": lambda folder: any(folder.glob("evaluation/base/samples/00000/*.png")),
+    "generate": lambda folder: any(folder.glob("samples/00000/*.png")),
+    "score": lambda folder: any(folder.glob("scores/.*/*.jsonl")),
+    "select": lambda folder: any(folder.glob("scores/*.parquet")) and not any(folder.glob("scores/.*")),
+    "train": lambda folder: (folder / "checkpoints" / "checkpoint-2").exists(),
+    "validate": lambda folder: any(folder.glob("validation/step-000004/samples/00000/*.png")),
     "evaluate the tuned model": lambda folder: any(folder.glob("evaluation/tuned/samples/00000/*.png")),
 }
 """What shows that a phase has begun."""
@@ -29,6 +30,8 @@ SETTINGS = {
     "train.max_train_steps": 6,
     "train.train_batch_size": 2,
     "train.checkpointing_steps": 2,
+    "train.validation_steps": 4,
+    "num_validation_prompts": 2,
     "evaluate.samples_per_prompt": 2,
     "evaluate.batch_size": 4,
     "lora.rank": 2,

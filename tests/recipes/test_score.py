@@ -7,6 +7,7 @@ from typing import Any, final
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from align.log import Log
@@ -56,7 +57,7 @@ def store(tmp_path: Path) -> SampleStore:
 def _score(store: SampleStore, reward: Reward, name: str = "my:Colours", batch_size: int = 3) -> Tensor:
     folder = store.folder.parent
     with Log(folder) as log:
-        return score(store, name, reward, folder / "scores", batch_size, CPU, log)
+        return score(store, name, reward, folder / "scores", batch_size, CPU, log, Accelerator(cpu=True))
 
 
 def test_scores_are_written_by_image_and_model(store: SampleStore) -> None:
@@ -89,7 +90,7 @@ def test_what_has_scores_is_not_scored_again(store: SampleStore) -> None:
 
 @pytest.mark.parametrize("torn", [b"", b'[["half a'], ids=["whole", "torn"])
 def test_a_killed_run_continues_with_the_same_batches(store: SampleStore, torn: bytes) -> None:
-    partial = store.folder.parent / "scores/.my~Colours.jsonl"
+    partial = store.folder.parent / "scores/.my~Colours/0.jsonl"
     with pytest.raises(KeyboardInterrupt):
         _score(store, Colours(fail_at=3))
     partial.write_bytes(partial.read_bytes() + torn)
@@ -154,7 +155,9 @@ def test_the_summary_has_mean_and_spread_of_each_dimension(
     store: SampleStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Log(store.folder.parent) as log:
-        scores = run(store, {"my:Colours": Colours()}, store.folder.parent / "scores", 4, CPU, log)["my:Colours"]
+        scores = run(
+            store, {"my:Colours": Colours()}, store.folder.parent / "scores", 4, CPU, log, Accelerator(cpu=True)
+        )["my:Colours"]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["reward", "dimension", "mean", "sd", "n"]
     red = scores[:, 0].double()

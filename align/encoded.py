@@ -1,0 +1,172 @@
+"""Images and prompts as a denoiser sees them, encoded once and kept on disk, so that memory is flat in their number."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Image as ImageColumn
+from datasets import load_dataset
+from jaxtyping import Float
+from PIL import Image, ImageOps
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from align.log import Log
+from align.model import TextToImage
+from align.progress import Progress
+from align.state import atomic_path
+
+SHARD = 128
+"""Rows in a file: what is in memory at once while encoding."""
+
+
+@runtime_checkable
+class Picture(Protocol):
+    """An image file with its prompt."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def text(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class CaptionedFile:
+    """An image of a user's own, with its caption."""
+
+    path: Path
+    text: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Latents of images and embeddings of their prompts (each different one once, the empty one first), in files.
+
+    Attributes:
+        folder: Holds `latents-SHARD.safetensors` and `embeddings-SHARD.safetensors`.
+        prompt_of: Which prompt belongs to each image; 0 is the empty one.
+    """
+
+    folder: Path
+    prompt_of: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt_of)
+
+    def latents(self, images: Sequence[int]) -> Float[Tensor, "image channels latent_h latent_w"]:
+        """The scaled latents of these images."""
+        return torch.stack([_read_row(self.folder, "latents", image) for image in images])
+
+    def embeddings(self, prompts: Sequence[int]) -> Float[Tensor, "prompt tokens dim"]:
+        """The text embeddings of these prompts."""
+        rows = {prompt: _read_row(self.folder, "embeddings", prompt) for prompt in set(prompts)}
+        return torch.stack([rows[prompt] for prompt in prompts])
+
+
+@torch.no_grad()
+def encode(
+    model: TextToImage,
+    pictures: Sequence[Picture],
+    folder: Path,
+    batch_size: int,
+    log: Log,
+    accelerator: Accelerator,
+) -> Encoded:
+    """Encode images and prompts into `folder`, `batch_size` at a time, each process its share of the files.
+
+    Images of another size are scaled and cropped around their centre to the model's. Files that are there are kept, so
+    a killed run continues; `folder` must belong to these pictures and this model.
+
+    Raises:
+        ValueError: An image is missing or damaged.
+    """
+    prompts = ["", *dict.fromkeys(picture.text for picture in pictures)]
+
+    def latents(first: int, last: int) -> Tensor:
+        images = [read_image(picture.path, model.resolution) for picture in pictures[first:last]]
+        return model.encode_images(torch.stack(images).to(model.device))
+
+    def embeddings(first: int, last: int) -> Tensor:
+        return model.encode_prompts(prompts[first:last])
+
+    with log.progress(len(pictures) + len(prompts), "encode") as progress:
+        _write_shards(folder, "latents", len(pictures), batch_size, latents, progress, accelerator)
+        _write_shards(folder, "embeddings", len(prompts), batch_size, embeddings, progress, accelerator)
+    accelerator.wait_for_everyone()
+    index = {prompt: number for number, prompt in enumerate(prompts)}
+    return Encoded(folder, [index[picture.text] for picture in pictures])
+
+
+def read_imagefolder(folder: Path) -> list[CaptionedFile]:
+    """The images of a Hugging Face imagefolder that have a `text`, in its order.
+
+    Raises:
+        ValueError: No such folder, or one without images and their `text`.
+    """
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder} is not a folder. Give an imagefolder: images, and a metadata.jsonl with their text."
+        )
+    try:
+        rows = load_dataset("imagefolder", data_dir=str(folder), split="train", streaming=True)
+        found = [
+            (Path(row["image"]["path"]), row["text"]) for row in rows.cast_column("image", ImageColumn(decode=False))
+        ]
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{folder} is not an imagefolder with captions ({type(error).__name__}: {error}). It needs images, and a "
+            'metadata.jsonl with {"file_name": ..., "text": ...} a line.'
+        ) from error
+    if missing := next((path for path, text in found if not isinstance(text, str)), None):
+        raise ValueError(f"{missing} has no text in {folder / 'metadata.jsonl'}. Give it one, or take it out.")
+    return [CaptionedFile(path, text) for path, text in found]
+
+
+def read_image(path: Path, side: int) -> Float[Tensor, "3 side side"]:
+    """An image file in [0, 1], scaled and cropped around its centre to a square.
+
+    Raises:
+        ValueError: It is missing, or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"The image {path} is missing or damaged ({error}). Restore it, or make it again.") from error
+    square = upright if upright.size == (side, side) else ImageOps.fit(upright, (side, side), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255
+
+
+def _write_shards(
+    folder: Path,
+    kind: str,
+    count: int,
+    batch_size: int,
+    encode_rows: Callable[[int, int], Tensor],
+    progress: Progress,
+    accelerator: Accelerator,
+) -> None:
+    """Write the rows `first` to `last` - 1 of each file that is not there yet, as `encode_rows` gives them."""
+    for shard, start in enumerate(range(0, count, SHARD)):
+        stop, path = min(start + SHARD, count), _shard(folder, kind, shard)
+        if not path.exists() and shard % accelerator.num_processes == accelerator.process_index:
+            edges = range(start, stop, batch_size)
+            rows = torch.cat([encode_rows(edge, min(edge + batch_size, stop)).cpu() for edge in edges])
+            with atomic_path(path) as temporary:
+                save_file({kind: rows.contiguous()}, temporary)
+        progress.update(stop - start)
+
+
+def _read_row(folder: Path, kind: str, row: int) -> Tensor:
+    with safe_open(_shard(folder, kind, row // SHARD), framework="pt") as file:
+        return file.get_slice(kind)[row % SHARD]
+
+
+def _shard(folder: Path, kind: str, shard: int) -> Path:
+    return folder / f"{kind}-{shard:05d}.safetensors"

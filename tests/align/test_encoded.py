@@ -1,0 +1,120 @@
+"""Encoded images and prompts: those of the model, read back one by one, and continued where a run was killed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from align import encoded
+from align.encoded import CaptionedFile, encode, read_image, read_imagefolder
+from align.generate import generate
+from align.log import Log
+from align.model import Sampling, TextToImage
+from align.samples import SampleStore
+
+PROMPTS = ["a cat", "two dogs", "a red house"]
+
+
+@pytest.fixture
+def store(tiny_model: TextToImage, tmp_path: Path, log: Log) -> SampleStore:
+    return generate(tiny_model, PROMPTS, 2, tmp_path / "samples", 0, 6, Sampling(2, 2.0), log, Accelerator(cpu=True))
+
+
+def encode_in(folder: Path, model: TextToImage, store: SampleStore, log: Log) -> encoded.Encoded:
+    return encode(model, store.rows(), folder, 2, log, Accelerator(cpu=True))
+
+
+@pytest.mark.parametrize("shard", [128, 3, 1])
+def test_encoded_data_are_those_of_the_model(
+    shard: int, tiny_model: TextToImage, store: SampleStore, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoded, "SHARD", shard)
+    rows, data = store.rows(), encode_in(tmp_path / "e", tiny_model, store, log)
+    order = [4, 0, 5, 4]
+    expected = tiny_model.encode_images(store.load([rows[index] for index in order]))
+    torch.testing.assert_close(data.latents(order), expected)
+    assert (len(data), list(data.prompt_of)) == (6, [1, 1, 2, 2, 3, 3])
+    torch.testing.assert_close(
+        data.embeddings([0, 3, 3, 1]), tiny_model.encode_prompts(["", PROMPTS[2], PROMPTS[2], PROMPTS[0]])
+    )
+
+
+def test_what_is_encoded_is_not_encoded_again(
+    tiny_model: TextToImage, store: SampleStore, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoded, "SHARD", 2)
+    encode_in(tmp_path / "e", tiny_model, store, log)
+    before = {path: path.read_bytes() for path in (tmp_path / "e").iterdir()}
+    lost = tmp_path / "e" / "latents-00001.safetensors"
+    lost.unlink()
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "e").iterdir()}
+    encode_in(tmp_path / "e", tiny_model, store, log)
+    assert {path: path.read_bytes() for path in (tmp_path / "e").iterdir()} == before
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+@pytest.mark.parametrize("size", [(16, 16), (40, 16), (16, 40), (10, 6), (300, 200)])
+def test_an_image_of_any_size_becomes_the_models_square(size: tuple[int, int], tmp_path: Path) -> None:
+    image = Image.new("RGB", size, (255, 0, 0))
+    image.paste((0, 0, 255), (size[0] // 2, 0, *size))
+    image.save(tmp_path / "a.png")
+    pixels = read_image(tmp_path / "a.png", 16)
+    assert pixels.shape == (3, 16, 16) and pixels.amin() >= 0 and pixels.amax() <= 1
+    assert pixels[0, :, 2].mean() > 0.9 and pixels[2, :, -3].mean() > 0.9  # left stays left, and the middle the middle
+
+
+def test_an_upright_image_of_a_camera_is_upright(tmp_path: Path) -> None:
+    image, exif = Image.new("RGB", (16, 16)), Image.Exif()
+    image.paste((255, 255, 255), (0, 0, 16, 4))
+    exif[0x0112] = 6  # turn clockwise by a quarter to look at it
+    image.save(tmp_path / "a.png", exif=exif)
+    assert read_image(tmp_path / "a.png", 16)[:, :, -4:].mean() == 1
+
+
+def test_a_damaged_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"a\.png is missing or damaged"):
+        read_image(tmp_path / "a.png", 16)
+
+
+def folder_with(tmp_path: Path, metadata: str) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("one.png", "two.png"):
+        Image.new("RGB", (8, 8)).save(folder / name)
+    if metadata:
+        (folder / "metadata.jsonl").write_text(metadata)
+    return folder
+
+
+def test_an_imagefolder_gives_files_with_their_text(tmp_path: Path) -> None:
+    folder = folder_with(
+        tmp_path,
+        '{"file_name": "one.png", "text": "a"}\n{"file_name": "two.png", "text": "b", "score": 1}\n'.replace(
+            '"a"}', '"a", "score": 2}'
+        ),
+    )
+    assert read_imagefolder(folder) == [CaptionedFile(folder / "one.png", "a"), CaptionedFile(folder / "two.png", "b")]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ("", "is not an imagefolder with captions"),
+        (
+            '{"file_name": "one.png", "caption": "a"}\n{"file_name": "two.png", "caption": "b"}\n',
+            "is not an imagefolder",
+        ),
+        ('{"file_name": "one.png", "text": "a"}\n{"file_name": "two.png", "text": null}\n', "two.png has no text"),
+    ],
+)
+def test_an_imagefolder_without_captions_is_refused(tmp_path: Path, metadata: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_imagefolder(folder_with(tmp_path, metadata))
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere is not a folder. Give an imagefolder"):
+        read_imagefolder(tmp_path / "nowhere")
