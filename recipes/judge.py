@@ -13,12 +13,10 @@ from align.evaluate import RecoveredGap, Row, compare, diversity, recovered_gap
 from align.generate import generate
 from align.log import Log
 from align.model import Sampling, TextToImage
+from align.report.page import DIVERSITY
 from align.samples import SampleStore
 from recipes.score import score
 from rewards.base import Embedder, Reward
-
-DIVERSITY = "diversity"
-"""Stands among the names of rewards for the mean distance between the images of a prompt."""
 
 
 @dataclass(frozen=True)

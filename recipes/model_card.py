@@ -16,10 +16,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from align.evaluate import RecoveredGap, Row
-from align.report.page import number, percent, signed
+from align.report.page import DIVERSITY, number, percent, signed
 from align.state import atomic_path
 from recipes.configs.filter_finetune import FilterFinetuneConfig
-from recipes.judge import DIVERSITY
 from recipes.reward_names import selector_and_holdouts
 
 MARKER = "<!-- This card was written by align,"

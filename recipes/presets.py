@@ -51,8 +51,8 @@ def copy_preset(preset: str, file: Path | None = None, /) -> None:
 
 def presets() -> dict[str, Path]:
     """The preset files of all recipes, by RECIPE/NAME."""
-    paths = sorted(Path(str(files("recipes.configs"))).glob("*/*.yaml"))
-    return {f"{path.parent.name.replace('_', '-')}/{path.stem}": path for path in paths}
+    paths = Path(str(files("recipes.configs"))).glob("*/*.yaml")
+    return dict(sorted((f"{path.parent.name.replace('_', '-')}/{path.stem}", path) for path in paths))
 
 
 def _find(preset: str) -> Path:

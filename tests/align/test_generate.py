@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import pytest
@@ -250,7 +250,7 @@ class TestAnotherExperiment:
         run(FakeModel(), tmp_path / "a")
         return tmp_path / "a"
 
-    CHANGES = {
+    CHANGES: ClassVar[dict[str, dict[str, Any]]] = {
         "model was ffffffffffffffff, is eeeeeeeeeeeeeeee": {"model": FakeModel(fingerprint="e" * 16)},
         "images was 15, is 10; prompts was 3, is 2": {"prompts": PROMPTS[:2]},
         "prompts_digest was [0-9a-f]{16}, is [0-9a-f]{16}. Go": {"prompts": PROMPTS[::-1]},
