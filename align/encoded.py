@@ -13,13 +13,12 @@ from datasets import load_dataset
 from jaxtyping import Float
 from PIL import Image, ImageOps
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from align.log import Log
 from align.model import TextToImage
 from align.progress import Progress
-from align.state import atomic_path
+from align.state import atomic_path, save_tensors
 
 SHARD = 128
 """Rows in a file: what is in memory at once while encoding."""
@@ -159,7 +158,7 @@ def _write_shards(
             edges = range(start, stop, batch_size)
             rows = torch.cat([encode_rows(edge, min(edge + batch_size, stop)).cpu() for edge in edges])
             with atomic_path(path) as temporary:
-                save_file({kind: rows.contiguous()}, temporary)
+                save_tensors({kind: rows}, temporary)
         progress.update(stop - start)
 
 

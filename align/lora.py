@@ -16,11 +16,10 @@ from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from align.model import TextToImage
-from align.state import atomic_path
+from align.state import atomic_path, save_tensors
 
 ADAPTER = "default"
 
@@ -73,8 +72,8 @@ def save_lora(model: TextToImage, folder: Path) -> Path:
     tensors = _diffusers_names(get_peft_model_state_dict(model.denoiser, adapter_name=ADAPTER))
     path = folder / LORA_WEIGHT_NAME_SAFE
     with atomic_path(path) as temporary:
-        save_file(
-            {f"{model.denoiser_name}.{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        save_tensors(
+            {f"{model.denoiser_name}.{name}": tensor for name, tensor in tensors.items()},
             temporary,
             {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(metadata, sort_keys=True)},
         )

@@ -50,6 +50,17 @@ def atomic_path(path: Path) -> Generator[Path, None, None]:
     os.replace(temporary, path)
 
 
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file. The library's own error, for a full disk too, is no OSError; this one's is."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(contiguous, path, metadata)
+    except SafetensorError as error:
+        raise OSError(
+            f"{path} cannot be written ({error}). Make room there, and run the same command again."
+        ) from error
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically, keys in their own order, NaN refused."""
     with atomic_path(path) as temporary:
@@ -85,7 +96,7 @@ class TrainState:
         with atomic_path(path) as temporary:
             temporary.mkdir()
             for name, tensors in self._tensors().items():
-                save_file(_contiguous(tensors), temporary / f"{name}.safetensors")
+                save_tensors(tensors, temporary / f"{name}.safetensors")
             scale = self.scaler.state_dict() if self.scaler else None
             write_json(temporary / "state.json", {"step": step, "scaler": scale})
         if total_limit is not None:
@@ -145,10 +156,6 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints under `folder`, oldest first."""
     paths = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(paths, key=lambda path: int(path.name.removeprefix("checkpoint-")))
-
-
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
 def _check_same(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:

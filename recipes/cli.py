@@ -82,7 +82,7 @@ def _answer(app: "App", argv: Sequence[str], name: str) -> int:
     """Run a command that is no recipe. A user's mistake is a line, not a traceback."""
     from cyclopts import CycloptsError
 
-    from recipes.configuration import error_text
+    from recipes.errors import error_text
 
     try:
         app(list(argv), exit_on_error=False, print_error=False, result_action="return_value")

@@ -28,6 +28,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from recipes.errors import error_text
 from recipes.settings import Settings, leaf_fields, nest, read_yaml
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -97,7 +98,7 @@ def parse_command(model: type[SettingsT], argv: Sequence[str], name: str) -> Com
 
 def _find(file: str, model: type[Settings]) -> Path:
     """The file of that name, else the preset of that name, which ships in the folder beside the module of `model`."""
-    if Path(file).exists() and not Path(file).is_dir():
+    if Path(file).exists() and not Path(file).is_dir():  # a pipe of the shell is a file too
         return Path(file)
     presets = {path.stem: path for path in Path(inspect.getfile(model)).with_suffix("").glob("*.yaml")}
     if file not in presets:
@@ -190,10 +191,3 @@ def _problem(details: ErrorDetails, given: Mapping[str, Any], from_file: Mapping
     where = f"--{setting}" if setting in given else f"{file}: '{setting}'"
     message = details["msg"][0].lower() + details["msg"][1:]
     return f"{where}: {message}, but {details['input']!r} was given."
-
-
-def error_text(error: ValueError | OSError) -> str:
-    """What the user reads. An OSError's own text opens with a number that helps nobody."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}."
-    return str(error)

@@ -108,7 +108,7 @@ def identify(value: object) -> str:
 @pytest.fixture
 def lawful(tmp_path: Path) -> Path:
     """A tiny tree that breaks no law, with the real command line in it."""
-    for name in ("__init__.py", "cli.py", "configuration.py", "settings.py", "configs"):
+    for name in ("__init__.py", "cli.py", "configuration.py", "errors.py", "settings.py", "configs"):
         source, target = ROOT / "recipes" / name, tmp_path / "recipes" / name
         target.parent.mkdir(exist_ok=True)
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)

@@ -27,9 +27,9 @@ class SelectSettings(Settings):
     per_prompt: int = Field(default=1, ge=1)
     """The best so many images of each prompt are kept."""
     threshold: float | None = None
-    """Keep an image only if its score is above this."""
+    """Keep an image only if its score is at least this."""
     threshold_quantile: float | None = Field(default=None, ge=0, le=1)
-    """Keep an image only if its score is above this quantile of all the images' scores."""
+    """Keep an image only if its score is at least this quantile of all the images' scores."""
 
     @model_validator(mode="after")
     def _one_threshold(self) -> "SelectSettings":
@@ -139,9 +139,9 @@ class FilterFinetuneConfig(Settings):
     seed: int = Field(default=0, ge=0)
     """Seed of the run. Each image has its own, drawn from this, its prompt and its number."""
     train_prompts: Path
-    """The prompts to train on: a .txt file with one a line, or a .jsonl file with a `text` in each line."""
+    """The prompts to train on: a .txt file with one a line, a .jsonl file with a `text` in each line, or `sandbox:train`."""
     validation_prompts: Path
-    """The held-out prompts to compare on, in the same format."""
+    """The held-out prompts to compare on, in the same format, or `sandbox:validation`."""
     num_validation_prompts: int = Field(default=8, ge=0)
     """How many of them are drawn with the same seeds again and again during training; 0 for none."""
     rounds: int = Field(default=1, ge=1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from align.state import TrainState, atomic_path, list_checkpoints, read_json, write_json
+from align.state import TrainState, atomic_path, list_checkpoints, read_json, save_tensors, write_json
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -49,6 +49,11 @@ def test_json_goes_to_disk_and_back_and_damage_is_named(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(ValueError, match=r"x\.json is not valid JSON"):
         read_json(path)
+
+
+def test_tensors_that_cannot_be_written_are_an_error_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="cannot be written .* Make room there, and run the same command again"):
+        save_tensors({"a": torch.ones(3)}, tmp_path / "no such folder" / "a.safetensors")
 
 
 def trained_state(seed: int) -> tuple[nn.Linear, TrainState]:
