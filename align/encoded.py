@@ -1,5 +1,7 @@
 """Images and prompts as a denoiser sees them, encoded once and kept on disk, so that memory is flat in their number."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +10,6 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 from accelerate import Accelerator
-from datasets import Image as ImageColumn
-from datasets import load_dataset
 from jaxtyping import Float
 from PIL import Image, ImageOps
 from safetensors import safe_open
@@ -77,14 +77,15 @@ def encode(
     log: Log,
     accelerator: Accelerator,
 ) -> Encoded:
-    """Encode images and prompts into `folder`, `batch_size` at a time, each process its share of the files.
+    """Encode images and prompts below `folder`, `batch_size` at a time, each process its share of the files.
 
-    Images of another size are scaled and cropped around their centre to the model's. Files that are there are kept, so
-    a killed run continues; `folder` must belong to these pictures and this model.
+    Images of another size are scaled and cropped around their centre to the model's. What is there of the same files,
+    unchanged, is kept, so that a killed run continues.
 
     Raises:
         ValueError: An image is missing or damaged.
     """
+    folder = folder / _digest(pictures)
     prompts = ["", *dict.fromkeys(picture.text for picture in pictures)]
 
     def latents(first: int, last: int) -> Tensor:
@@ -102,29 +103,42 @@ def encode(
     return Encoded(folder, [index[picture.text] for picture in pictures])
 
 
+def _digest(pictures: Sequence[Picture]) -> str:
+    """Stands for these files as they are now, and their prompts."""
+    digest = hashlib.blake2b(digest_size=8)
+    for picture in pictures:
+        stat = picture.path.stat()
+        digest.update(repr((str(picture.path), stat.st_size, stat.st_mtime_ns, picture.text)).encode())
+    return digest.hexdigest()
+
+
 def read_imagefolder(folder: Path) -> list[CaptionedFile]:
-    """The images of a Hugging Face imagefolder that have a `text`, in its order.
+    """The images of an imagefolder as Hugging Face datasets knows it, by the `text` in its metadata.jsonl.
+
+    Not by that library itself, which counts its uses over the network, and looks for splits in the files' names.
 
     Raises:
-        ValueError: No such folder, or one without images and their `text`.
+        ValueError: No such folder or metadata, or a line without an image that is there and its text.
     """
-    if not folder.is_dir():
+    path = folder / "metadata.jsonl"
+    if not path.is_file():
         raise ValueError(
-            f"{folder} is not a folder. Give an imagefolder: images, and a metadata.jsonl with their text."
+            f"{path} does not exist. Give an imagefolder: images, and a metadata.jsonl with a line for each, such as "
+            '{"file_name": "a.png", "text": "a cat"}.'
         )
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [_captioned(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _captioned(path: Path, number: int, line: str) -> CaptionedFile:
     try:
-        rows = load_dataset("imagefolder", data_dir=str(folder), split="train", streaming=True)
-        found = [
-            (Path(row["image"]["path"]), row["text"]) for row in rows.cast_column("image", ImageColumn(decode=False))
-        ]
-    except (KeyError, ValueError, OSError) as error:
-        raise ValueError(
-            f"{folder} is not an imagefolder with captions ({type(error).__name__}: {error}). It needs images, and a "
-            'metadata.jsonl with {"file_name": ..., "text": ...} a line.'
-        ) from error
-    if missing := next((path for path, text in found if not isinstance(text, str)), None):
-        raise ValueError(f"{missing} has no text in {folder / 'metadata.jsonl'}. Give it one, or take it out.")
-    return [CaptionedFile(path, text) for path, text in found]
+        row = json.loads(line)
+        file, text = path.parent / row["file_name"], row["text"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f'{path}, line {number}: expected an object with "file_name" and "text".') from error
+    if not isinstance(text, str) or not file.is_file():
+        raise ValueError(f"{path}, line {number}: {file} must be a file, and its text a prompt, got {text!r}.")
+    return CaptionedFile(file, text)
 
 
 def read_image(path: Path, side: int) -> Float[Tensor, "3 side side"]:

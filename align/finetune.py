@@ -72,7 +72,7 @@ def train_lora(
     """Train a LoRA on images, checkpoints in `folder/checkpoints`, into `folder/lora`; the model is left as it was.
 
     The objective is the denoising error (arXiv 2006.11239, equation 14) at the noise levels from `min_timestep` on.
-    Does nothing where `folder/lora` is there.
+    Does nothing where the LoRA is there.
 
     Arguments:
         model: Without a LoRA.
@@ -88,7 +88,7 @@ def train_lora(
     Raises:
         ValueError: `min_timestep` leaves no noise level, or a share of ordinary images is asked for and there is none.
     """
-    if (folder / "lora").exists():
+    if (folder / "lora" / lora.LORA_WEIGHT_NAME_SAFE).exists():
         return
     check_min_timestep(model, settings.min_timestep)
     encoded = folder / "encoded"
@@ -98,11 +98,10 @@ def train_lora(
     batches, loss = _batches(model, data, rest, settings), _loss(model, settings.snr_gamma)
     train(model.denoiser, batches, loss, settings.loop, folder / "checkpoints", log, accelerator, validation)
     if accelerator.is_main_process:
+        shutil.rmtree(encoded)  # before the LoRA is there: a finished training does not look again
         lora.save_lora(model, folder / "lora")
     accelerator.wait_for_everyone()
     lora.eject(model.denoiser)
-    if accelerator.is_main_process:
-        shutil.rmtree(encoded)
 
 
 def check_min_timestep(model: TextToImage, min_timestep: int) -> None:

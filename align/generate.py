@@ -62,6 +62,7 @@ def generate(
     plan = _Plan(SampleStore(folder), model.fingerprint, unique, samples_per_prompt, seed)
     if accelerator.is_main_process:
         plan.store.claim(plan.record(sampling))
+    accelerator.wait_for_everyone()  # nobody writes into a folder that may be refused
     shards = [shard for shard in plan.store.shards(plan.images) if not plan.store.is_sealed(shard.start)]
     with log.progress(plan.images, description, initial=plan.images - sum(map(len, shards))) as progress:
         for shard in shards:

@@ -37,7 +37,7 @@ def inject(module: nn.Module, rank: int, lora_alpha: int, target_modules: Sequen
         raise ValueError("This module has a LoRA already; it can hold one. Eject it first, or go on training it.")
     if rank < 1:
         raise ValueError(f"rank is {rank}; a LoRA needs a rank of at least 1. 4 to 64 is usual.")
-    _check_targets(module, target_modules)
+    check_targets(module, target_modules)
     config = LoraConfig(
         r=rank,
         lora_alpha=lora_alpha,
@@ -146,7 +146,8 @@ def _finish(module: nn.Module) -> None:
         module._hf_peft_config_loaded = True  # pyright: ignore[reportPrivateUsage]
 
 
-def _check_targets(module: nn.Module, target_modules: Sequence[str]) -> None:
+def check_targets(module: nn.Module, target_modules: Sequence[str]) -> None:
+    """Raise a ValueError unless each name is that of a layer, or the last part of one."""
     names = [name for name, _ in module.named_modules()]
     unmatched = [target for target in target_modules if not any(f".{name}".endswith(f".{target}") for name in names)]
     if unmatched or not target_modules:

@@ -82,13 +82,14 @@ class TrainState:
     """Everything that changes while training, named once: parameters, optimizer, average, loss scale, and the step.
 
     The learning rate, the batches and the noise are functions of the step and the seed, so they need no state. `scaler`
-    is the loss scale of half-precision training, None in other precisions.
+    is the loss scale of half-precision training, None in other precisions. `processes` says who shared the batches.
     """
 
     parameters: Mapping[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     average: Mapping[str, Tensor]
     scaler: torch.amp.GradScaler | None = None
+    processes: int = 1
 
     def save(self, folder: Path, step: int, total_limit: int | None = None) -> Path:
         """Write `folder/checkpoint-STEP` atomically; then only the newest `total_limit` checkpoints stay."""
@@ -98,28 +99,34 @@ class TrainState:
             for name, tensors in self._tensors().items():
                 save_tensors(tensors, temporary / f"{name}.safetensors")
             scale = self.scaler.state_dict() if self.scaler else None
-            write_json(temporary / "state.json", {"step": step, "scaler": scale})
+            write_json(temporary / "state.json", {"step": step, "processes": self.processes, "scaler": scale})
         if total_limit is not None:
             for old in list_checkpoints(folder)[:-total_limit]:
                 shutil.rmtree(old)
         return path
 
+    def forget_after(self, folder: Path, step: int) -> None:
+        """Remove the checkpoints of later steps: training comes to them again, and they would count as the newest."""
+        for path in list_checkpoints(folder):
+            if checkpoint_step(path) > step:
+                shutil.rmtree(path)
+
     def load_latest(self, folder: Path) -> tuple[int, list[str]]:
         """Restore the newest checkpoint under `folder` that is whole.
 
         Returns:
-            Its step, 0 where there is none, and a sentence on each newer one that is damaged and was passed over.
+            Its step, 0 where there is none, and what is wrong with each newer one, which was passed over.
         """
         notes: list[str] = []
         for path in reversed(list_checkpoints(folder)):
             try:
                 return self._load(path), notes
-            except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-                notes.append(f"{path} is damaged ({type(error).__name__}: {error}); the one before it is used.")
+            except (FileNotFoundError, SafetensorError, KeyError, ValueError, TypeError) as error:
+                notes.append(f"{path} is damaged ({type(error).__name__}: {error}).")
         return 0, notes
 
     def _load(self, path: Path) -> int:
-        """Read and check all files of a checkpoint before anything is changed."""
+        """Read all files of a checkpoint, and check the tensors, before anything is changed."""
         content = read_json(path / "state.json")
         step, scale = int(content["step"]), content.get("scaler")
         read = {name: load_file(path / f"{name}.safetensors") for name in self._tensors()}
@@ -147,7 +154,7 @@ class TrainState:
         for name, value in tensors.items():
             index, key = name.split(".", 1)
             state.setdefault(int(index), {})[key] = value
-        if state.keys() != set(range(len(self.parameters))):
+        if not state.keys() <= set(range(len(self.parameters))):
             raise KeyError("the optimizer's state is of other parameters")
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
 
@@ -155,7 +162,12 @@ class TrainState:
 def list_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints under `folder`, oldest first."""
     paths = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(paths, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    return sorted(paths, key=checkpoint_step)
+
+
+def checkpoint_step(path: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(path.name.removeprefix("checkpoint-"))
 
 
 def _check_same(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:

@@ -19,7 +19,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
 from align.log import Log
-from align.state import TrainState
+from align.state import TrainState, read_json
 
 Batch = TypeVar("Batch")
 
@@ -34,6 +34,10 @@ Loss = Callable[[nn.Module, Batch, torch.Generator], Tensor]
 
 DISTRIBUTED = ("NO", "MULTI_CPU", "MULTI_GPU")
 """Accelerate's ways of running that the loop knows: whole copies of the module, whose gradients are averaged."""
+
+
+SKIPPED_STEPS = 50
+"""So many overflows in a row halve fp16's loss scale to nothing."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +100,16 @@ def train(
         ValueError: The loss is not finite (the last checkpoint is kept, and the message says where), or the processes
             share parts of the module (FSDP, DeepSpeed), which this loop does not know.
     """
-    _check_distribution(accelerator)
+    check_launch(accelerator)
     module.to(accelerator.device)
     parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     optimizer = _adamw(list(parameters.values()), settings)
+    _renew_scaler(accelerator)
+    prepared = accelerator.prepare(optimizer)
     average = {name: value.detach().clone() for name, value in parameters.items()} if settings.ema_decay else {}
-    state = TrainState(parameters, optimizer, average, accelerator.scaler)
+    state = TrainState(parameters, optimizer, average, accelerator.scaler, accelerator.num_processes)
     start, before = _resume(state, folder, log, settings.steps_before, accelerator), settings.steps_before
-    learning_rate, prepared = _learning_rate(settings), accelerator.prepare(optimizer)
+    learning_rate, skipped = _learning_rate(settings), 0
 
     def look(step: int) -> None:
         if validation and validation.is_due(step, settings.max_train_steps):
@@ -122,6 +128,8 @@ def train(
             _check_finite(value, norm if accelerator.scaler is None else 0.0, step, folder)
             prepared.step()
             prepared.zero_grad()
+            skipped = skipped + 1 if prepared.step_was_skipped else 0
+            _check_progress(skipped, folder)
             _update_average(average, parameters, settings.ema_decay, step)
             row = _finite({"loss": value, "grad_norm": norm, "learning_rate": rate})
             log.metrics(before + step + 1, row, "train")
@@ -131,6 +139,21 @@ def train(
             look(step + 1)
     _load_average(parameters, average)
     module.eval()
+    accelerator.free_memory()  # or it would keep the optimizer, and the next training's gradients would pass through it
+
+
+def check_launch(accelerator: Accelerator) -> None:
+    """Raise a ValueError where the processes, or the precision, are of a kind that the loop does not know."""
+    kind = str(accelerator.distributed_type.value)
+    if kind not in DISTRIBUTED:
+        raise ValueError(
+            f"The processes were launched as {kind}; this loop averages gradients of whole copies of the module. "
+            "Launch with --multi_gpu (in the launcher's configuration: distributed_type MULTI_GPU)."
+        )
+    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
+        raise ValueError(
+            f"fp16 needs a scaled loss, and there is none on {accelerator.device.type}. Use mixed_precision no or bf16."
+        )
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -141,27 +164,43 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
 
 
-def _check_distribution(accelerator: Accelerator) -> None:
-    kind = str(accelerator.distributed_type.value)
-    if kind not in DISTRIBUTED:
-        raise ValueError(
-            f"The processes were launched as {kind}; this loop averages gradients of whole copies of the module. "
-            "Launch with --multi_gpu (in the launcher's configuration: distributed_type MULTI_GPU)."
-        )
+def _renew_scaler(accelerator: Accelerator) -> None:
+    """A loss scale of its own for each training, or a resumed one would start with another than one in one go."""
+    if accelerator.scaler is not None:
+        accelerator.scaler = type(accelerator.scaler)()
 
 
 def _resume(state: TrainState, folder: Path, log: Log, steps_before: int, accelerator: Accelerator) -> int:
-    """Load the newest whole checkpoint, say which were passed over, and forget what was logged after it."""
+    """Load the newest whole checkpoint, say which were passed over, and forget what came after it."""
     accelerator.wait_for_everyone()  # no process may look while another still writes
     start, notes = state.load_latest(folder)
+    _check_same_start(start, folder, accelerator)
     if accelerator.is_main_process:
         for note in notes:
-            print(note, file=sys.stderr)
+            print(f"{note} Training {f'goes on from step {start}' if start else 'starts anew'}.", file=sys.stderr)
+        state.forget_after(folder, start)
+    accelerator.wait_for_everyone()
     log.rewind("train", steps_before + start)
     log.rewind(
         "validation", steps_before + start - 1
     )  # the validation of the step itself may have come after the checkpoint
     return start
+
+
+def _check_same_start(start: int, folder: Path, accelerator: Accelerator) -> None:
+    """All processes go on from one checkpoint, which as many of them wrote: the batches follow from their number."""
+    starts = accelerator.gather(torch.tensor([start], device=accelerator.device))
+    assert isinstance(starts, Tensor)
+    if starts.unique().numel() > 1:
+        raise ValueError(
+            f"The processes read the checkpoints in {folder} differently: steps {starts.tolist()}. Run again."
+        )
+    written_by = read_json(folder / f"checkpoint-{start}" / "state.json").get("processes", 1) if start else None
+    if written_by not in (None, accelerator.num_processes):
+        raise ValueError(
+            f"{folder} holds the training of {written_by} processes, and now they are {accelerator.num_processes}: the "
+            f"batches would differ. Launch with --num_processes {written_by}, or start anew in another folder."
+        )
 
 
 def _adamw(parameters: list[nn.Parameter], settings: TrainSettings) -> torch.optim.AdamW:
@@ -245,6 +284,15 @@ def _check_finite(loss: float, grad_norm: float, step: int, folder: Path) -> Non
                 f"The {name} is {value} at step {step + 1}; it must be finite. The last good checkpoint is kept in "
                 f"{folder}. Lower the learning rate (or train in float32) and run again."
             )
+
+
+def _check_progress(skipped: int, folder: Path) -> None:
+    """fp16 skips a step whose gradient overflows and lowers its scale; where that never helps, nothing is learned."""
+    if skipped >= SKIPPED_STEPS:
+        raise ValueError(
+            f"The gradient was not finite for {skipped} steps in a row, at ever lower loss scales. The last good "
+            f"checkpoint is kept in {folder}. Train with mixed_precision bf16 or no."
+        )
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:

@@ -20,18 +20,19 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from align.device import pick_device, pick_dtype, set_threads
-from align.encoded import read_imagefolder
+from align.encoded import Picture, read_imagefolder
 from align.families.load import load_model
-from align.finetune import LoraTraining, check_min_timestep, train_lora
+from align.finetune import check_min_timestep, train_lora
 from align.log import Log
-from align.lora import eject, load_lora
+from align.lora import check_targets, eject, load_lora
 from align.model import Sampling, TextToImage
 from align.samples import SampleRow, export_imagefolder
 from align.select import Selection, best_of_n, quantile_threshold
 from align.state import atomic_path, write_json
-from align.train import TrainSettings
+from align.train import check_launch
 from recipes.configs.filter_finetune import FilterFinetuneConfig
 from recipes.configuration import launch
+from recipes.filter_plan import check_held_out, lora_training, plan
 from recipes.filter_report import Round, report
 from recipes.judge import Judge, Judged
 from recipes.models import resolve_model
@@ -50,6 +51,7 @@ FRESH = 10_000
 def main(config: FilterFinetuneConfig, *, dry_run: bool = False) -> None:
     """Build the model and the rewards, and run; or say what would be run."""
     prompts, held_out = read_prompts(config.train_prompts), read_prompts(config.validation_prompts)
+    check_held_out(config.validation_prompts, held_out)
     names = selector_and_holdouts(config.rewards, config.holdout_rewards)
     path = resolve_model(config.pretrained_model_name_or_path)
     if dry_run:
@@ -60,23 +62,15 @@ def main(config: FilterFinetuneConfig, *, dry_run: bool = False) -> None:
     accelerator = Accelerator(mixed_precision=config.train.mixed_precision, cpu=device.type == "cpu")
     if accelerator.is_main_process:
         announce(names)
+    check_launch(accelerator)
+    ordinary = config.train.regularization.train_data_dir
+    pictures = read_imagefolder(ordinary) if ordinary else []
     model = load_model(path, device, pick_dtype(device, config.train.mixed_precision))
     check_min_timestep(model, config.train.min_timestep)
+    check_targets(model.denoiser, config.lora.target_modules or model.lora_target_modules)
     rewards = {name: load_reward(name, device) for name in names}
     with run_folder(config.output_dir, config, str(device), threads, accelerator) as folder:
-        run(config, model, rewards, prompts, held_out, folder, accelerator)
-
-
-def plan(config: FilterFinetuneConfig, prompts: int, held_out: int) -> str:
-    """How much work a run is."""
-    candidates = prompts * config.samples_per_prompt
-    pairs = held_out * config.evaluate.samples_per_prompt
-    batch = config.train.train_batch_size * config.train.gradient_accumulation_steps
-    return (
-        f"plan: {f'{config.rounds} rounds, each of ' * (config.rounds > 1)}{candidates:,} candidates of {prompts:,} "
-        f"prompts and {config.train.max_train_steps:,} training steps of {batch} images a process; "
-        f"{(1 + config.rounds) * pairs:,} images of {held_out:,} held-out prompts; into {config.output_dir}"
-    )
+        run(config, model, rewards, prompts, held_out, folder, accelerator, pictures)
 
 
 def run(
@@ -87,8 +81,12 @@ def run(
     held_out: Sequence[str],
     folder: Path,
     accelerator: Accelerator,
+    ordinary: Sequence[Picture] = (),
 ) -> None:
-    """All phases, on built objects; `rewards` are the selecting one, first, and the hold-outs."""
+    """All phases, on built objects; `rewards` are the selecting one, first, and the hold-outs.
+
+    `ordinary` are images of which a share is mixed in.
+    """
     selector, trackers = selecting(rewards), sorted(set(config.report_to) - {"none"})
     sampling = Sampling(**config.sampling.model_dump(exclude={"batch_size"}))
     sizes = config.sampling.batch_size, config.evaluate.batch_size
@@ -102,9 +100,10 @@ def run(
         rounds: list[Round] = []
         for number in range(1, config.rounds + 1):
             place = folder if config.rounds == 1 else folder / "rounds" / str(number)
-            rounds.append(one_round(config, judge, number, prompts, held_out, base, place))
+            before = rounds[-1].folder / "lora" if rounds else None
+            rounds.append(one_round(config, judge, number, before, prompts, ordinary, base, place))
         if accelerator.is_main_process:
-            finish(folder, place)
+            publish(folder, place)
             report(config, folder, base, rounds, model.count_truncated([*prompts, *held_out]), log)
         accelerator.wait_for_everyone()
 
@@ -113,14 +112,15 @@ def one_round(
     config: FilterFinetuneConfig,
     judge: Judge,
     number: int,
+    before: Path | None,
     prompts: Sequence[str],
-    held_out: Sequence[str],
+    ordinary: Sequence[Picture],
     base: Judged,
     folder: Path,
 ) -> Round:
-    """Candidates of the model as it is, the best of them, a LoRA trained on, and the comparison with the base model."""
+    """Candidates of the model as it is, the best of them, a LoRA trained on (from `before` on), and the comparison."""
     names, model, accelerator = list(base.scores), judge.model, judge.accelerator
-    selector, before = names[-1], folder.parent / str(number - 1) / "lora" if number > 1 else None
+    selector, held_out = names[-1], [row.text for row in base.rows[:: base.n]]
     seed, steps_before = config.seed + FRESH * (number - 1), config.train.max_train_steps * (number - 1)
     candidates = judge(prompts, [selector], config.samples_per_prompt, folder, seed)
     selection = select(config, candidates, selector, folder / "selected", accelerator)
@@ -131,11 +131,10 @@ def one_round(
         folder / "validation",
         config.train.validation_steps,
     )
-    ordinary = config.train.regularization.train_data_dir
     train_lora(
         model,
         selected_rows(candidates, selection),
-        read_imagefolder(ordinary) if ordinary else [],
+        ordinary,
         lora_training(config, seed, steps_before),
         folder,
         judge.log,
@@ -145,14 +144,14 @@ def one_round(
     )
     load_lora(model, folder / "lora")
     tuned = judge(held_out, names, base.n, folder / "evaluation" / "tuned", config.seed + 1)
-    rows = judge.compare(base, tuned, config.seed)
+    rows = judge.compare(base, tuned, config.seed) if accelerator.is_main_process else []
     if accelerator.is_main_process:
         write_json(folder / "evaluation" / "result.json", [asdict(row) for row in rows])
     return Round(folder, candidates, selection, tuned, rows)
 
 
-def finish(folder: Path, last: Path) -> None:
-    """What the last round came to, where a run of one round has it too."""
+def publish(folder: Path, last: Path) -> None:
+    """Put what the last round came to where a run of one round has it."""
     for name in ("lora", "evaluation/result.json") if last != folder else ():
         with atomic_path(folder / name) as temporary:
             copy = shutil.copytree if (last / name).is_dir() else shutil.copyfile
@@ -179,19 +178,8 @@ def select(
 
 def selected_rows(candidates: Judged, selection: Selection) -> list[SampleRow]:
     """The rows of the kept candidates, in the order of the selection."""
-    rows = candidates.store.rows()
+    rows = candidates.rows
     return [rows[prompt * candidates.n + sample] for prompt, sample in selection.kept]
-
-
-def lora_training(config: FilterFinetuneConfig, seed: int, steps_before: int) -> LoraTraining:
-    """The settings of a round's fine-tuning."""
-    own = {"train_batch_size", "proportion_empty_prompts", "min_timestep", "snr_gamma", "noise_offset"}
-    elsewhere = {"regularization", "validation_steps", "mixed_precision"}
-    loop = TrainSettings(**config.train.model_dump(exclude=own | elsewhere), seed=seed, steps_before=steps_before)
-    share = config.train.regularization.proportion
-    return LoraTraining(
-        **config.lora.model_dump(), **config.train.model_dump(include=own), regularization=share, loop=loop
-    )
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ def mirror(
 
 def sampled(model: str, judged: Judged, results: Sequence[Row]) -> list[dict[str, Cell]]:
     """The first image of each of the first prompts, with its prompt, seed and every score."""
-    picked = list(range(0, len(judged.store.rows()), judged.n)[:SAMPLED])
-    rows = [judged.store.rows()[index] for index in picked]
+    picked = list(range(0, len(judged.rows), judged.n)[:SAMPLED])
+    rows = [judged.rows[index] for index in picked]
     dimensions = {name: [row.dimension for row in results if row.reward == name] for name in judged.scores}
     columns = {
         f"{name}.{dimension}": judged.scores[name][picked, column].tolist()

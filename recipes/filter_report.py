@@ -64,7 +64,7 @@ def report(
         truncated_prompts=truncated,
         losses=[(row["step"], row["loss"]) for row in metrics if row["phase"] == "train"],
         grids=grids(rounds, config.train.max_train_steps),
-        grid_prompts=[row.text for row in base.store.rows()[:: base.n][: config.num_validation_prompts]],
+        grid_prompts=[row.text for row in base.rows[:: base.n][: config.num_validation_prompts]],
         validation=series([row for row in metrics if row["phase"] == "validation"]),
         improved=improved,
         damaged=damaged,
@@ -89,18 +89,20 @@ def extremes(base: Judged, tuned: Judged, headline: str) -> tuple[list[Pair], li
     The image is the one whose change is the prompt's middle one: the largest change would be the luck of one seed.
     """
     change = tuned.first(headline) - base.first(headline)
-    order, middle = change.mean(1).argsort(stable=True).tolist(), change.argsort(dim=1, stable=True)[:, base.n // 2]
-    pairs = [
-        pair(base, tuned, headline, prompt, int(middle[prompt])) for prompt in (*order[:EXTREMES], *order[-EXTREMES:])
-    ]
-    fell = [one for one in pairs[:EXTREMES] if one.tuned_score < one.base_score]
-    return fell, [one for one in reversed(pairs[-EXTREMES:]) if one.tuned_score > one.base_score]
+    means, middle = change.mean(1), change.argsort(dim=1, stable=True)[:, (base.n - 1) // 2].tolist()
+    order = means.argsort(stable=True).tolist()
+    fell = [prompt for prompt in order[:EXTREMES] if means[prompt] < 0]
+    rose = [prompt for prompt in order[: -EXTREMES - 1 : -1] if means[prompt] > 0]
+    return (
+        [pair(base, tuned, headline, prompt, middle[prompt]) for prompt in fell],
+        [pair(base, tuned, headline, prompt, middle[prompt]) for prompt in rose],
+    )
 
 
 def pair(base: Judged, tuned: Judged, headline: str, prompt: int, sample: int) -> Pair:
     """One image of a prompt from both models."""
-    row = base.store.rows()[prompt * base.n + sample]
-    images = [judged.store.load([judged.store.rows()[prompt * base.n + sample]])[0] for judged in (base, tuned)]
+    row = base.rows[prompt * base.n + sample]
+    images = [judged.store.load([judged.rows[prompt * base.n + sample]])[0] for judged in (base, tuned)]
     scores = [judged.first(headline)[prompt, sample].item() for judged in (base, tuned)]
     return Pair(row.text, row.seed, images[0], images[1], scores[0], scores[1])
 
@@ -118,7 +120,9 @@ def curves(base: Judged, tuned: Judged, candidates: Judged, selector: str, headl
 
 
 def curve(name: str, by_prompt: Float[Tensor, "prompt k"], seed: int, tuned_mean: float | None) -> Curve:
-    """The mean over the prompts with its interval."""
+    """The mean over the prompts, with its interval where there are several."""
+    if len(by_prompt) < 2:
+        return Curve(name, by_prompt[0].tolist(), tuned_mean)
     means, lows, highs = mean_interval(by_prompt, seed)
     return Curve(name, means.tolist(), tuned_mean, lows.tolist(), highs.tolist())
 

@@ -14,7 +14,8 @@ from align.generate import generate
 from align.log import Log
 from align.model import Sampling, TextToImage
 from align.report.page import DIVERSITY
-from align.samples import SampleStore
+from align.samples import SampleRow, SampleStore
+from align.state import read_json, write_json
 from recipes.score import score
 from rewards.base import Embedder, Reward
 
@@ -24,6 +25,7 @@ class Judged:
     """Images, `n` of each prompt, with their scores by the name of each reward."""
 
     store: SampleStore
+    rows: Sequence[SampleRow]
     scores: Mapping[str, Float[Tensor, "image dimension"]]
     n: int
 
@@ -73,6 +75,7 @@ class Judge:
         place, device = folder / "scores", self.model.device
         return Judged(
             store,
+            store.rows(),
             {
                 name: score(store, name, self.rewards[name], place, scoring, device, self.log, self.accelerator)
                 for name in names
@@ -82,7 +85,7 @@ class Judge:
 
     def compare(self, base: Judged, tuned: Judged, seed: int) -> list[Row]:
         """A row for each dimension of each reward that scored `base`, then one for diversity, where it can be told."""
-        groups = torch.arange(len(base.store.rows())) // base.n
+        groups = torch.arange(len(base.rows)) // base.n
         rows = [
             compare(name, dimension, base.scores[name][:, column], tuned.scores[name][:, column], groups, seed)
             for name in base.scores
@@ -96,15 +99,22 @@ class Judge:
         if not embedders or base.n < 2:
             return []
         name, embedder = next(iter(embedders.items()))
-        before, after = (self._distances(embedder, judged) for judged in (base, tuned))
+        before, after = (self._distances(name, embedder, judged) for judged in (base, tuned))
         return [compare(DIVERSITY, name, before, after, torch.arange(len(before)), seed)]
 
     @torch.no_grad()
-    def _distances(self, embedder: Embedder, judged: Judged) -> Float[Tensor, " prompt"]:
-        rows, size = judged.store.rows(), self.batch_sizes[1]
-        batches = [judged.store.load(rows[start : start + size]) for start in range(0, len(rows), size)]
-        embeddings = torch.cat([embedder.embed(batch.to(self.model.device)).cpu() for batch in batches])
-        return diversity(embeddings, torch.arange(len(rows)) // judged.n)
+    def _distances(self, name: str, embedder: Embedder, judged: Judged) -> Float[Tensor, " prompt"]:
+        """Measured once, and kept beside the images."""
+        path, size = judged.store.folder.parent / "diversity.json", self.batch_sizes[1]
+        made_by = {"embedder": name, "model": judged.rows[0].model}
+        kept = read_json(path) if path.exists() else {}
+        if not made_by.items() <= kept.items():
+            starts = range(0, len(judged.rows), size)
+            images = (judged.store.load(judged.rows[start : start + size]).to(self.model.device) for start in starts)
+            embeddings = torch.cat([embedder.embed(batch).cpu() for batch in images])
+            kept = made_by | {"distances": diversity(embeddings, torch.arange(len(judged.rows)) // judged.n).tolist()}
+            write_json(path, kept)
+        return torch.tensor(kept["distances"], dtype=torch.float64)
 
 
 def recovered(base: Judged, tuned: Judged, selector: str, judged_by: str, seed: int) -> RecoveredGap:

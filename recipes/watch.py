@@ -52,5 +52,5 @@ def seen_steps(folder: Path) -> list[tuple[int, SampleStore]]:
 def _forget_other_weights(place: Path, fingerprint: str) -> None:
     """A training that is done again from an earlier checkpoint on another machine comes to other weights."""
     record = place / "samples" / "generation.json"
-    if record.exists() and read_json(record)["model"] != fingerprint:
-        shutil.rmtree(place)
+    if place.exists() and not (record.exists() and read_json(record)["model"] == fingerprint):
+        shutil.rmtree(place)  # without a record it is what a kill left of such a removal

@@ -3,7 +3,9 @@
 On tiny models of random weights; whether pictures get better is measured on the sandbox (`make demo`, LOG.md).
 """
 
+import errno
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from datasets import load_dataset
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from align import finetune, lora
 from align.families.load import load_model
@@ -26,11 +29,12 @@ from recipes import filter_finetune, judge
 from recipes.configs.filter_finetune import FilterFinetuneConfig
 from recipes.reward_names import selecting, selector_and_holdouts
 from recipes.run_folder import run_folder
-from rewards.base import Images, Reward
+from rewards.base import Embedder, Images, Reward
 from tests.tiny import save_tiny_model
 
 PROMPTS = ["a cat", "two dogs", "a red house"]
-HELD_OUT = ["a blue cat", "a dog", "three trees"]
+HELD_OUT = ["a blue cat", "<script>alert('a dog')</script>", "three trees " * 2500]
+"""One of HTML, and one of 5,000 words."""
 CPU = torch.device("cpu")
 
 
@@ -47,14 +51,17 @@ class Brightness(Reward):
         return torch.stack([image.mean() for image in images])[:, None]
 
 
-class Redness(Reward):
-    """Red above the other channels, and how red."""
+class Redness(Reward, Embedder):
+    """Red above the other channels, and how red; sees no difference but that of the mean colours."""
 
     dimensions = ("redness", "red")
     differentiable = True
 
     def preprocess(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
         return image
+
+    def embed(self, images: Images) -> Float[Tensor, "batch 3"]:
+        return normalize(torch.stack([image.mean((1, 2)) for image in images]), dim=-1)
 
     def __call__(self, images: Images, prompts: object) -> Float[Tensor, "batch 2"]:
         return torch.stack([torch.stack([image[0].mean() - image[1:].mean(), image[0].mean()]) for image in images])
@@ -103,9 +110,13 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
         ("my:Redness", "redness"),
         ("my:Redness", "red"),
         ("my:Brightness", "brightness"),
+        ("diversity", "my:Redness"),
     ]
-    assert all(row["n"] == 6 and row["ci_low"] <= row["difference"] <= row["ci_high"] for row in rows)
-    assert "a blue cat" in (finished / "report.html").read_text()
+    assert [row["n"] for row in rows] == [6, 6, 6, 3]
+    assert all(row["ci_low"] <= row["difference"] <= row["ci_high"] for row in rows)
+    page = (finished / "report.html").read_text()
+    assert "a blue cat" in page and "&lt;script&gt;" in page and "<script" not in page
+    assert re.search(r"prompts cut at the tokenizer's limit</dt>\s*<dd>2</dd>", page)  # the tiny model reads 22 letters
 
 
 def test_the_brightest_of_each_prompt_is_selected(finished: Path) -> None:
@@ -233,7 +244,7 @@ def test_the_gain_of_each_round_is_told(rounds: Path, finished: Path) -> None:
     assert looked == [0, 6, 12]
 
 
-@pytest.mark.parametrize("call", [5, 6])
+@pytest.mark.parametrize("call", [3, 4, 5])
 def test_a_run_of_rounds_stopped_in_the_second_ends_with_the_same_bits(
     call: int, rounds: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,8 +254,52 @@ def test_a_run_of_rounds_stopped_in_the_second_ends_with_the_same_bits(
         with pytest.raises(InterruptedError):
             run(config, model_folder)
     folder = run(config, model_folder)
-    for file in ("lora/pytorch_lora_weights.safetensors", "evaluation/result.json"):
-        assert (folder / file).read_bytes() == (rounds / file).read_bytes()
+    file = "lora/pytorch_lora_weights.safetensors"
+    assert_same(load_file(folder / file), load_file(rounds / file))
+    assert (folder / "evaluation/result.json").read_bytes() == (rounds / "evaluation/result.json").read_bytes()
+
+
+def test_diversity_is_the_distance_between_the_images_of_a_prompt(finished: Path) -> None:
+    row = json.loads((finished / "evaluation" / "result.json").read_text())[-1]
+    for name in ("base", "tuned"):
+        store = SampleStore(finished / "evaluation" / name / "samples")
+        pairs = store.load(store.rows()).mean((2, 3)).unflatten(0, (-1, 2))
+        distance = 1 - torch.cosine_similarity(pairs[:, 0], pairs[:, 1]).double()
+        assert row[f"{name}_mean"] == pytest.approx(distance.mean().item(), abs=1e-6)
+
+
+def test_a_full_disk_while_the_lora_is_saved_does_not_spoil_the_run(
+    finished: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = config_of(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(lora, "save_tensors", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(config, model_folder)
+    file = "lora/pytorch_lora_weights.safetensors"
+    assert_same(load_file(run(config, model_folder) / file), load_file(finished / file))
+
+
+def test_pictures_of_other_weights_are_drawn_again(finished: Path, model_folder: Path, tmp_path: Path) -> None:
+    """As after a resume on another machine, which comes to other bits; and where such a removal was cut off."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    for name in ("config.yaml", "lora", "report.html"):
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for step, change in (("000000", "f" * 16), ("000006", None)):
+        record = folder / "validation" / f"step-{step}" / "samples" / "generation.json"
+        if change:
+            record.write_text(re.sub(r'"model": "\w+"', f'"model": "{change}"', record.read_text()))
+        else:
+            record.unlink()
+    shutil.rmtree(folder / "checkpoints")
+    run(config_of(folder), model_folder)
+    for path in finished.glob("validation/**/*.png"):
+        assert (folder / path.relative_to(finished)).read_bytes() == path.read_bytes()
 
 
 def test_other_settings_in_the_same_folder_are_refused(finished: Path, model_folder: Path) -> None:

@@ -108,6 +108,15 @@ class TrainSettings(Settings):
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the forward pass; the LoRA itself stays in float32."""
 
+    @model_validator(mode="after")
+    def _warmup_is_used(self) -> "TrainSettings":
+        if self.lr_scheduler == "constant" and self.lr_warmup_steps:
+            raise ValueError(
+                f"'train.lr_warmup_steps' is {self.lr_warmup_steps}, which 'train.lr_scheduler' constant ignores: use "
+                "constant_with_warmup, or 0 steps."
+            )
+        return self
+
 
 class LoraSettings(Settings):
     """The adapter that is trained."""
@@ -139,7 +148,7 @@ class FilterFinetuneConfig(Settings):
     seed: int = Field(default=0, ge=0)
     """Seed of the run. Each image has its own, drawn from this, its prompt and its number."""
     train_prompts: Path
-    """The prompts to train on: a .txt file with one a line, a .jsonl file with a `text` in each line, or `sandbox:train`."""
+    """The prompts to train on: a .txt file with one a line, a .jsonl file with a `text` a line, or `sandbox:train`."""
     validation_prompts: Path
     """The held-out prompts to compare on, in the same format, or `sandbox:validation`."""
     num_validation_prompts: int = Field(default=8, ge=0)
@@ -166,6 +175,15 @@ class FilterFinetuneConfig(Settings):
     """Where metrics go besides metrics.jsonl."""
     device: str = "auto"
     """Where to compute: a torch device, or `auto` for the best there is."""
+
+    @model_validator(mode="after")
+    def _enough_to_select_from(self) -> "FilterFinetuneConfig":
+        if self.select.per_prompt > self.samples_per_prompt:
+            raise ValueError(
+                f"'select.per_prompt' is {self.select.per_prompt} and 'samples_per_prompt' {self.samples_per_prompt}: "
+                "a prompt cannot keep more images than it has. Keep fewer, or generate more."
+            )
+        return self
 
     @model_validator(mode="after")
     def _none_stands_alone(self) -> "FilterFinetuneConfig":

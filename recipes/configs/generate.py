@@ -13,7 +13,7 @@ class GenerateConfig(Settings):
     model: str
     """The text-to-image model: a folder, a repository on the Hub, or `sandbox`."""
     prompts: Path
-    """The prompts: a .txt file with one a line, a .jsonl file with a `text` in each line, or `sandbox:validation`."""
+    """The prompts: a .txt file with one a line, a .jsonl file with a `text` a line, or `sandbox:validation`."""
     output_dir: Path
     """Folder to write to. What it already holds of the same images is kept."""
     samples_per_prompt: int = Field(default=4, ge=1)

@@ -46,13 +46,24 @@ def test_what_is_encoded_is_not_encoded_again(
 ) -> None:
     monkeypatch.setattr(encoded, "SHARD", 2)
     encode_in(tmp_path / "e", tiny_model, store, log)
-    before = {path: path.read_bytes() for path in (tmp_path / "e").iterdir()}
-    lost = tmp_path / "e" / "latents-00001.safetensors"
-    lost.unlink()
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "e").iterdir()}
+    (place,) = (tmp_path / "e").iterdir()
+    before = {path: path.read_bytes() for path in place.iterdir()}
+    (place / "latents-00001.safetensors").unlink()
+    times = {path: path.stat().st_mtime_ns for path in place.iterdir()}
     encode_in(tmp_path / "e", tiny_model, store, log)
-    assert {path: path.read_bytes() for path in (tmp_path / "e").iterdir()} == before
+    assert {path: path.read_bytes() for path in place.iterdir()} == before
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+def test_other_files_are_encoded_anew(tiny_model: TextToImage, tmp_path: Path, log: Log) -> None:
+    """A user's folder may change while a run is stopped: no picture may come under another's caption."""
+    folder, seen = tmp_path / "images", list[torch.Tensor]()
+    folder.mkdir()
+    for level in (0, 255):
+        Image.new("RGB", (16, 16), (level, level, level)).save(folder / "a.png")
+        files = [CaptionedFile(folder / "a.png", "a")]
+        seen.append(encode(tiny_model, files, tmp_path / "e", 2, log, Accelerator(cpu=True)).latents([0]))
+    assert not torch.allclose(seen[0], seen[1])
 
 
 @pytest.mark.parametrize("size", [(16, 16), (40, 16), (16, 40), (10, 6), (300, 200)])
@@ -102,12 +113,11 @@ def test_an_imagefolder_gives_files_with_their_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ("", "is not an imagefolder with captions"),
-        (
-            '{"file_name": "one.png", "caption": "a"}\n{"file_name": "two.png", "caption": "b"}\n',
-            "is not an imagefolder",
-        ),
-        ('{"file_name": "one.png", "text": "a"}\n{"file_name": "two.png", "text": null}\n', "two.png has no text"),
+        ("", r"metadata\.jsonl does not exist. Give an imagefolder"),
+        ('{"file_name": "one.png", "caption": "a"}', 'line 1: expected an object with "file_name" and "text"'),
+        ('{"file_name": "one.png", "text": "a"}\n["two.png"]', "line 2: expected an object"),
+        ('{"file_name": "one.png", "text": null}', "one.png must be a file, and its text a prompt, got None"),
+        ('{"file_name": "three.png", "text": "a"}', "three.png must be a file"),
     ],
 )
 def test_an_imagefolder_without_captions_is_refused(tmp_path: Path, metadata: str, message: str) -> None:
@@ -116,5 +126,5 @@ def test_an_imagefolder_without_captions_is_refused(tmp_path: Path, metadata: st
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere is not a folder. Give an imagefolder"):
+    with pytest.raises(ValueError, match=r"nowhere.metadata\.jsonl does not exist. Give an imagefolder"):
         read_imagefolder(tmp_path / "nowhere")

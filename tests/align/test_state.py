@@ -107,7 +107,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_it_used(tmp_path
     other, restored = trained_state(2)
     step, notes = restored.load_latest(tmp_path)
     assert step == 3 and len(notes) == 1
-    assert "checkpoint-5 is damaged" in notes[0] and notes[0].endswith("the one before it is used.")
+    assert "checkpoint-5 is damaged" in notes[0]
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
     torch.testing.assert_close(state.optimizer.state_dict(), restored.optimizer.state_dict(), rtol=0, atol=0)
 

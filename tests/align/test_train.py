@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from align.log import Log
 from align.state import list_checkpoints
-from align.train import TrainSettings, Validation, step_generator, train
+from align.train import TrainSettings, Validation, check_launch, step_generator, train
 
 SETTINGS = TrainSettings(max_train_steps=12, learning_rate=0.1, lr_scheduler="cosine", lr_warmup_steps=3, seed=5)
 
@@ -199,7 +199,8 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(
     shutil.rmtree(tmp_path / "damaged" / "checkpoints" / "checkpoint-4")
     shutil.copytree(tmp_path / "whole/checkpoints/checkpoint-4", tmp_path / "damaged/checkpoints/checkpoint-4")
     assert same(run(tmp_path / "damaged", settings), whole)
-    assert f"checkpoint-{newest} is damaged" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"checkpoint-{newest} is damaged" in told and told.rstrip().endswith("Training goes on from step 4.")
     assert [row["step"] for row in records(tmp_path / "damaged")] == list(range(1, 13))
 
 
@@ -250,3 +251,52 @@ def test_the_log_counts_on_from_the_steps_before(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "checkpoints")
     run(tmp_path, replace(SETTINGS, steps_before=12))
     assert [row["step"] for row in records(tmp_path)] == list(range(1, 25))
+
+
+def test_damaged_checkpoints_do_not_count_as_the_newest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a limit of one, the damaged checkpoint of a later step would push out each one that is made before it."""
+    settings = replace(SETTINGS, checkpointing_steps=4, checkpoints_total_limit=1)
+    run(tmp_path, settings)
+    (tmp_path / "checkpoints" / "checkpoint-12" / "optimizer.safetensors").write_bytes(b"")
+
+    def stopping(step: int) -> Tensor:
+        if step == 6:
+            raise InterruptedError
+        return batch(step)
+
+    with pytest.raises(InterruptedError):
+        run(tmp_path, settings, stopping)
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["checkpoint-4"]
+    assert "Training starts anew." in capsys.readouterr().err
+
+
+def test_a_training_of_other_processes_is_not_gone_on_with(tmp_path: Path) -> None:
+    run(tmp_path, replace(SETTINGS, checkpointing_steps=4))
+    state = tmp_path / "checkpoints" / "checkpoint-12" / "state.json"
+    state.write_text(state.read_text().replace('"processes": 1', '"processes": 4'))
+    with pytest.raises(ValueError, match="holds the training of 4 processes.*Launch with --num_processes 4"):
+        run(tmp_path, SETTINGS)
+
+
+def test_a_parameter_without_a_gradient_does_not_spoil_the_checkpoint(tmp_path: Path) -> None:
+    class WithIdle(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 1)
+            self.idle = nn.Parameter(torch.ones(2))
+
+    for steps in (4, 8):
+        module = WithIdle()
+        with Log(tmp_path) as log:
+            settings = replace(SETTINGS, max_train_steps=steps, lr_scheduler="constant", checkpointing_steps=4)
+            train(module, batch, loss, settings, tmp_path / "c", log, Accelerator(cpu=True))
+    assert [row["step"] for row in records(tmp_path)] == list(range(1, 9))
+
+
+def test_fp16_without_a_scaled_loss_is_refused(tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    accelerator.state._mixed_precision = "fp16"  # pyright: ignore[reportPrivateUsage]
+    try:
+        with pytest.raises(ValueError, match="fp16 needs a scaled loss, and there is none on cpu"):
+            check_launch(accelerator)
+    finally:
+        accelerator.state._mixed_precision = "no"  # pyright: ignore[reportPrivateUsage]
