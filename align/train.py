@@ -19,7 +19,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
 from align.log import Log
-from align.state import TrainState, read_json
+from align.state import TrainState, list_checkpoints, read_json
 
 Batch = TypeVar("Batch")
 
@@ -281,17 +281,22 @@ def _check_finite(loss: float, grad_norm: float, step: int, folder: Path) -> Non
     for name, value in (("loss", loss), ("gradient's norm", grad_norm)):
         if not math.isfinite(value):
             raise ValueError(
-                f"The {name} is {value} at step {step + 1}; it must be finite. The last good checkpoint is kept in "
-                f"{folder}. Lower the learning rate (or train in float32) and run again."
+                f"The {name} is {value} at step {step + 1}; it must be finite. {_last_good(folder)} "
+                "Lower the learning rate (or train in float32) and run again, in another folder."
             )
+
+
+def _last_good(folder: Path) -> str:
+    checkpoints = list_checkpoints(folder)
+    return f"The last good checkpoint is {checkpoints[-1]}." if checkpoints else "No checkpoint was made before it."
 
 
 def _check_progress(skipped: int, folder: Path) -> None:
     """fp16 skips a step whose gradient overflows and lowers its scale; where that never helps, nothing is learned."""
     if skipped >= SKIPPED_STEPS:
         raise ValueError(
-            f"The gradient was not finite for {skipped} steps in a row, at ever lower loss scales. The last good "
-            f"checkpoint is kept in {folder}. Train with mixed_precision bf16 or no."
+            f"The gradient was not finite for {skipped} steps in a row, at ever lower loss scales. "
+            f"{_last_good(folder)} Train with mixed_precision bf16 or no, in another folder."
         )
 
 
