@@ -182,9 +182,10 @@ def the_gradient_is_that_of_finite_differences(case: Case, folder: Path) -> None
         errors = cycle(_rounding_errors(reward, case))
         patch.setattr("rewards.image._rounding_error", lambda levels: next(errors))
         for direction in [*map(_random_direction, [gradient] * 3, range(3)), *_single_pixels(gradient)]:
-            torch.testing.assert_close(
-                _slope(reward, case, direction), _dot(gradient, direction), rtol=1e-5, atol=1e-10
-            )
+            slope, expected = _slope(reward, case, direction, step=1e-7), _dot(gradient, direction)
+            if not torch.isclose(slope, expected, rtol=1e-5, atol=1e-10):  # a kink of a ReLU may lie between
+                slope = _slope(reward, case, direction, step=1e-8)
+            torch.testing.assert_close(slope, expected, rtol=1e-5, atol=1e-10)
 
 
 CHECKS = (
@@ -257,8 +258,8 @@ def _rounding_errors(reward: Reward, case: Case) -> list[Tensor]:
     return errors
 
 
-def _slope(reward: Reward, case: Case, direction: Sequence[Tensor], step: float = 1e-7) -> Tensor:
-    """The central difference; so small a step hardly meets the kinks of a network of ReLUs."""
+def _slope(reward: Reward, case: Case, direction: Sequence[Tensor], step: float) -> Tensor:
+    """The central difference; a small step hardly meets the kinks of a network of ReLUs."""
     images = list(zip(case.images(torch.float64), direction, strict=True))
     ahead = _total(reward, case, [image + step * way for image, way in images])
     behind = _total(reward, case, [image - step * way for image, way in images])
