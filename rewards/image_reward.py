@@ -109,14 +109,15 @@ class ImageReward(Reward):
     def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "batch 1"]:
         """How well each image suits its prompt and people's taste, in standard deviations of the authors' data."""
         check_pairs(images, prompts)
-        parameter = self.network.head[0].bias
+        parameter = next(self.network.parameters())
         pixels = torch.stack([self.preprocess(image) for image in images]).to(parameter.device, parameter.dtype)
         raw = self.network(pixels, *self.tokenize(prompts))
         return ((raw.to(torch.promote_types(raw.dtype, torch.float32)) - MEAN) / SD)[:, None]
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Int[Tensor, "batch 35"], Bool[Tensor, "batch 35"]]:
         """[CLS], the prompt, [SEP], cut and padded to 35 tokens; and which of them are no padding."""
-        encodings, device = [self.tokenizer.encode(prompt) for prompt in prompts], self.network.head[0].bias.device
+        device = next(self.network.parameters()).device
+        encodings = [self.tokenizer.encode(prompt) for prompt in prompts]
         ids = torch.tensor([encoding.ids for encoding in encodings], device=device)
         return ids, torch.tensor([encoding.attention_mask for encoding in encodings], device=device).bool()
 
@@ -145,7 +146,9 @@ def convert_image_reward(original: Mapping[str, Tensor], config: ImageRewardConf
     Raises:
         ValueError: Missing, unexpected or wrongly shaped tensors.
     """
-    return translate(original, shapes(ImageRewardNetwork(config)), RENAMES, UNUSED)
+    with torch.device("meta"):
+        expected = shapes(ImageRewardNetwork(config))
+    return translate(original, expected, RENAMES, UNUSED)
 
 
 def _vision_config(config: ImageRewardConfig) -> BlipVisionConfig:

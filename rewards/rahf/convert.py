@@ -46,5 +46,6 @@ def convert_rahf_port(original: Mapping[str, Tensor], config: RahfConfig) -> dic
             raise ValueError(
                 f"{name} must equal {stored}, which T5 shares with it; found other values. Restore the file."
             )
-    expected = {key: shape for key, shape in shapes(RahfNetwork(config)).items() if key not in TIED}
+    with torch.device("meta"):
+        expected = {key: shape for key, shape in shapes(RahfNetwork(config)).items() if key not in TIED}
     return translate(original, expected, RENAMES, UNUSED)

@@ -20,7 +20,7 @@ from rewards.weights import load_tokenizer, load_weights, read_config
 
 @final
 class Rahf(Critic):
-    """RAHF (Liang et al., arXiv 2312.10240) in the form that its folder's configuration says, the paper's or the port's.
+    """RAHF (Liang et al., arXiv 2312.10240) in the form that its configuration says, the paper's or the port's.
 
     Scores are in [0, 1], higher is better (a score of 1 in "plausibility" means: no artifacts). Heatmaps are 1 where
     something is implausible or does not follow the prompt.
@@ -73,7 +73,7 @@ class Rahf(Critic):
         )
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
-        """Token ids with the end of the text, padded to the longest, and which of them are no padding."""
+        """Token ids with the end of the text, never cut, padded to the longest; and which of them are no padding."""
         device = self.network.projection.bias.device
         rows = [torch.tensor(self.tokenizer.encode(prompt).ids, device=device) for prompt in prompts]
         mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True)

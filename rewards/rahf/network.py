@@ -142,7 +142,8 @@ def _vit_config(config: RahfConfig) -> ViTConfig:
         num_attention_heads=config.vision_heads,
         intermediate_size=config.vision_hidden,
         layer_norm_eps=1e-12,
-        attn_implementation="sdpa",  # the other one computes its softmax in float32
+        # The other implementation computes its softmax in float32.
+        attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
     )
 
 
@@ -155,7 +156,7 @@ def _t5_config(config: RahfConfig) -> T5Config:
         num_layers=config.text_layers,
         num_heads=config.text_heads,
         layer_norm_epsilon=NORM_EPS,
-        decoder_start_token_id=PAD,
+        decoder_start_token_id=PAD,  # pyright: ignore[reportCallIssue]
         pad_token_id=PAD,
         eos_token_id=END,
     )

@@ -1,4 +1,4 @@
-"""What the authors' own code gave on weights made by a rule; `tests/parity` holds the rule, the inputs and the numbers."""
+"""What the authors' own code gave on weights made by a rule; `tests/parity` holds rule, inputs and numbers."""
 
 import json
 from collections.abc import Sequence

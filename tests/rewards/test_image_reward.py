@@ -96,6 +96,12 @@ def test_prompts_have_the_authors_tokens(small: ImageReward) -> None:
     assert torch.equal(mask, ids != 0)
 
 
+@pytest.mark.weights
+def test_the_published_tokenizer_gives_the_authors_tokens() -> None:
+    reward = ImageReward(Path(__file__).parents[2] / "rewards/published/image-reward", CPU)
+    assert reward.tokenize(golden.prompts())[0].tolist() == golden.run("imagereward_small")["prompt_ids"]
+
+
 def test_special_words_in_a_prompt_have_the_appended_ids(small: ImageReward) -> None:
     ids, _ = small.tokenize(["[DEC] a cat [ENC]"])
     assert ids[0, :6].tolist() == [101, 30522, 1037, 4937, 30523, 102]
