@@ -1,7 +1,8 @@
 """The contracts: what it means to be a reward, and what it means to embed images."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -9,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Images: TypeAlias = Float[Tensor, "batch 3 h w"] | Sequence[Float[Tensor, "3 _ _"]]
+Heatmaps: TypeAlias = Float[Tensor, "batch h w"] | Sequence[Float[Tensor, "_ _"]]
 
 
 class Reward(ABC):
@@ -33,6 +35,39 @@ class Reward(ABC):
     @abstractmethod
     def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "batch dimension"]:
         """Score image i against prompt i, all dimensions in one pass. A sequence of images may mix sizes."""
+
+
+@dataclass(frozen=True)
+class Critique:
+    """What a critic says about a batch of images.
+
+    Attributes:
+        scores: The same as calling the critic gives.
+        heatmaps: By the name of the defect, a map of each image in [0, 1] at the image's size, 1 where the defect is
+            certain. One tensor if all images of the batch have one size, otherwise a list; `heatmaps[name][i]` is the
+            map of image i in both.
+        words: Each prompt cut into the words that can be judged.
+        misaligned: Beside each word, whether the image fails to show it.
+    """
+
+    scores: Float[Tensor, "batch dimension"]
+    heatmaps: Mapping[str, Heatmaps]
+    words: list[list[str]]
+    misaligned: list[list[bool]]
+
+
+class Critic(Reward):
+    """A reward that also says where an image is wrong, and which words of the prompt it misses.
+
+    Like scores, a critique does not depend on the other images of its batch; gradients flow through scores and maps.
+    """
+
+    heatmaps: tuple[str, ...]
+    """Names of the maps."""
+
+    @abstractmethod
+    def critique(self, images: Images, prompts: Sequence[str]) -> Critique:
+        """Scores, heatmaps and misaligned words in one pass. A sequence of images may mix sizes."""
 
 
 class Embedder(ABC):

@@ -1,13 +1,13 @@
 """CLIP networks in open_clip's folder format, and the similarity of image and text as a reward."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from open_clip import CLIP, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, SimpleTokenizer
 from open_clip.tokenizer import HFTokenizer
 from open_clip.utils import to_2tuple
@@ -17,12 +17,20 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from rewards.base import Embedder, Images, Reward, check_images, check_pairs
-from rewards.image import center_crop, center_pad, normalise, resize, resize_longest, resize_shortest
+from rewards.image import (
+    center_crop,
+    center_pad,
+    normalise,
+    resize,
+    resize_longest,
+    resize_longest_float,
+    resize_shortest,
+    round_to_8_bit,
+)
+from rewards.tokens import Tokenize, openai_tokenizer, transformers_tokenizer
 
 WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
-
-Tokenize = Callable[[list[str]], Int[Tensor, "batch tokens"]]
 
 
 @dataclass(frozen=True)
@@ -34,8 +42,12 @@ class ImageConfig:
         mean: Subtracted from the channels, in [0, 1].
         std: What the channels are then divided by.
         interpolation: "bicubic" or "bilinear".
-        resize_mode: "shortest" side to `size` and centre crop, "longest" and pad, or "squash" both.
+        resize_mode: "shortest" side to `size` and centre crop, "longest" and pad, or "squash" both; beyond open_clip's,
+            "longest-float" resizes as torchvision resizes a tensor of floats, instead of a picture as PIL does.
         fill_color: Grey level of the padding, 0 to 255.
+        antialias: Of "longest-float", which is bicubic; PIL always has it.
+        crop_rounds_down: Whether an odd border's extra pixel is cut off right and below, as transformers does;
+            otherwise halves are rounded to even, as torchvision does.
     """
 
     size: int
@@ -44,18 +56,24 @@ class ImageConfig:
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
     fill_color: int = 0
+    antialias: bool = True
+    crop_rounds_down: bool = False
 
     def apply(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 size size"]:
-        """Resize with 8-bit rounding as PIL does, crop or pad, and normalise."""
+        """Round to 8 bits, so that a float image and its PNG score alike; resize, crop or pad, and normalise."""
         image = image.to(torch.promote_types(image.dtype, torch.float32))
         return normalise(self._fit(image), self.mean, self.std)
 
     def _fit(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 size size"]:
         match self.resize_mode:
             case "shortest":
-                return center_crop(resize_shortest(image, self.size, self.interpolation), self.size)
+                small = resize_shortest(image, self.size, self.interpolation)
+                return center_crop(small, self.size, self.crop_rounds_down)
             case "longest":
                 small = resize_longest(image, self.size, self.interpolation)
+                return center_pad(small, self.size, self.fill_color / 255)
+            case "longest-float":
+                small = resize_longest_float(round_to_8_bit(image), self.size, self.antialias)
                 return center_pad(small, self.size, self.fill_color / 255)
             case "squash":
                 return resize(image, self.size, self.size, self.interpolation)
@@ -80,18 +98,30 @@ class ClipNetwork:
     tokenize: Tokenize
     image: ImageConfig
 
+    def preprocess(self, images: Images) -> Float[Tensor, "batch 3 size size"]:
+        """The pixels that the network sees of images of any sizes, in its precision."""
+        parameter = self.model.logit_scale
+        return torch.stack([self.image.apply(image) for image in images]).to(parameter.device, parameter.dtype)
+
+    def encode_pixels(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch dim"]:
+        """Encode images that are preprocessed."""
+        return unit(self.model.encode_image(pixels))
+
     def embed_images(self, images: Images) -> Float[Tensor, "batch dim"]:
         """Preprocess and encode images of any sizes."""
-        parameter = self.model.logit_scale
-        pixels = torch.stack([self.image.apply(image) for image in images])
-        return _unit(self.model.encode_image(pixels.to(parameter.device, parameter.dtype)))
+        return self.encode_pixels(self.preprocess(images))
 
     def embed_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "batch dim"]:
         """Encode prompts, each different one once."""
         unique = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
         device = self.model.logit_scale.device
-        features = _unit(self.model.encode_text(self.tokenize(list(unique)).to(device)))
+        features = unit(self.model.encode_text(self.tokenize(list(unique)).to(device)))
         return features[torch.tensor([unique[prompt] for prompt in prompts], device=device)]
+
+    @property
+    def scale(self) -> Float[Tensor, ""]:
+        """The factor that cosines are multiplied by in training, near 100 in the published networks."""
+        return promote(self.model.logit_scale).exp()
 
     def cosines(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " batch"]:
         """The cosine between image i and prompt i, in [-1, 1]."""
@@ -137,8 +167,9 @@ def load_clip(folder: Path, device: torch.device, dtype: torch.dtype = torch.flo
 
     Arguments:
         folder: `open_clip_config.json` (`model_cfg`, `preprocess_cfg`), `open_clip_model.safetensors`, and, where
-            `text_cfg` names an `hf_tokenizer_name`, the files of a Hugging Face tokenizer; otherwise CLIP's own
-            vocabulary is used.
+            `text_cfg` names an `hf_tokenizer_name`, the files of a Hugging Face tokenizer. Otherwise CLIP's own
+            vocabulary is used, read as `tokenizer_mode` says: "openai", "transformers" or, if absent, as open_clip
+            does (see `rewards.tokens`).
         device: Where the network goes.
         dtype: What its parameters are cast to.
 
@@ -183,9 +214,9 @@ def _load_weights(model: CLIP, path: Path) -> None:
 def _tokenizer(text_config: dict[str, Any], folder: Path) -> Tokenize:
     length = text_config.get("context_length", 77)
     options = text_config.get("tokenizer_kwargs") or {}
-    if not text_config.get("hf_tokenizer_name"):
-        return SimpleTokenizer(context_length=length, **options)
     mode = text_config.get("tokenizer_mode")
+    if not text_config.get("hf_tokenizer_name"):
+        return _clip_tokenizer(mode, length, options)
     try:
         # Without its vocabulary transformers would make up a tokenizer to which all words are the same.
         if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
@@ -195,6 +226,18 @@ def _tokenizer(text_config: dict[str, Any], folder: Path) -> Tokenize:
         raise ValueError(
             f"{folder} has no tokenizer, which its {CONFIG} asks for ({error}). Restore its files."
         ) from error
+
+
+def _clip_tokenizer(mode: str | None, length: int, options: dict[str, Any]) -> Tokenize:
+    match mode:
+        case None:
+            return SimpleTokenizer(context_length=length, **options)
+        case "openai":
+            return openai_tokenizer(length)
+        case "transformers":
+            return transformers_tokenizer(length)
+        case unknown:
+            raise ValueError(f"tokenizer_mode {unknown!r} is unknown; use openai or transformers, or leave it out.")
 
 
 def _image_config(config: dict[str, Any], model: CLIP) -> ImageConfig:
@@ -209,5 +252,11 @@ def _image_config(config: dict[str, Any], model: CLIP) -> ImageConfig:
     return ImageConfig(size=height, **given)
 
 
-def _unit(features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
-    return normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+def unit(features: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+    """Features divided by their length, half precision promoted."""
+    return normalize(promote(features), dim=-1)
+
+
+def promote(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Half precision to float32; the rest stays as it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

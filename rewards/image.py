@@ -1,4 +1,4 @@
-"""Differentiable image preprocessing in pure torch, equal to what PIL and torchvision do to 8-bit pictures.
+"""Differentiable image preprocessing in pure torch, equal to what PIL does to pictures and torchvision to tensors.
 
 All functions take RGB floats in [0, 1] with any leading dimensions, and let gradients through. Resampling is a product
 with two small matrices instead of `torch.nn.functional.interpolate`: its backward pass is deterministic on every
@@ -36,10 +36,7 @@ def resize(
     Raises:
         ValueError: A size below one pixel, or another interpolation.
     """
-    if min(height, width) < 1:
-        raise ValueError(
-            f"Cannot resize {tuple(image.shape[-2:])} to {(height, width)}: both sides must be at least 1 pixel."
-        )
+    _check_size(image, height, width)
     # In float32 a sum could fall on the wrong side of a tie; Apple's GPUs have nothing wider.
     wide = image.to(torch.float32 if image.device.type == "mps" else torch.float64)
     levels, (old_height, old_width) = _levels(wide * 255.0), image.shape[-2:]
@@ -68,12 +65,59 @@ def resize_longest(
     return resize(image, round(height / ratio), round(width / ratio), interpolation)
 
 
-def center_crop(image: Float[Tensor, "*batch h w"], size: int) -> Float[Tensor, "*batch size size"]:
-    """Cut the central square of `size` pixels, placed as `torchvision.transforms.CenterCrop` places it."""
+def resize_float(
+    image: Float[Tensor, "*batch h w"], height: int, width: int, antialias: bool
+) -> Float[Tensor, "*batch new_h new_w"]:
+    """Resample bicubically as torchvision resizes a tensor of floats: nothing is rounded, and overshoots are kept.
+
+    Arguments:
+        image: Taken as it is.
+        height: In pixels.
+        width: In pixels.
+        antialias: True widens the filter when shrinking (a = -0.5, torchvision's default from 0.17 on); False takes the
+            nearest four pixels of each row and column (a = -0.75, its default before).
+
+    Raises:
+        ValueError: A size below one pixel.
+    """
+    _check_size(image, height, width)
+    wide = image.to(torch.float32 if image.device.type == "mps" else torch.float64)
+    old_height, old_width = image.shape[-2:]
+    if width != old_width:
+        wide = wide @ _resampling_float(old_width, width, antialias, wide.dtype, wide.device).T
+    if height != old_height:
+        wide = _resampling_float(old_height, height, antialias, wide.dtype, wide.device) @ wide
+    return wide.to(image.dtype)
+
+
+def resize_longest_float(
+    image: Float[Tensor, "*batch h w"], size: int, antialias: bool
+) -> Float[Tensor, "*batch new_h new_w"]:
+    """Bring the longer side to `size` pixels by `resize_float`, as open_clip did when HPS v2 was made."""
+    # A product, where `resize_longest` divides: an exact half may fall on either side of rounding.
+    scale = size / max(image.shape[-2:])
+    height, width = (round(side * scale) for side in image.shape[-2:])
+    return resize_float(image, height, width, antialias)
+
+
+def center_crop(
+    image: Float[Tensor, "*batch h w"], size: int, round_down: bool = False
+) -> Float[Tensor, "*batch size size"]:
+    """Cut the central square of `size` pixels.
+
+    Arguments:
+        image: At least as large.
+        size: In pixels.
+        round_down: Where to put an odd border's extra pixel. False halves to even as torchvision's `CenterCrop` does,
+            True rounds the top and left border down as transformers' image processors do.
+
+    Raises:
+        ValueError: A smaller image.
+    """
     height, width = image.shape[-2:]
     if min(height, width) < size:
         raise ValueError(f"Cannot crop {size} x {size} pixels out of {height} x {width}: resize the image first.")
-    top, left = round((height - size) / 2), round((width - size) / 2)
+    top, left = ((side - size) // 2 if round_down else round((side - size) / 2) for side in (height, width))
     return image[..., top : top + size, left : left + size]
 
 
@@ -93,6 +137,13 @@ def normalise(
     return (image - image.new_tensor(mean)[:, None, None]) / image.new_tensor(std)[:, None, None]
 
 
+def _check_size(image: Float[Tensor, "*batch h w"], height: int, width: int) -> None:
+    if min(height, width) < 1:
+        raise ValueError(
+            f"Cannot resize {tuple(image.shape[-2:])} to {(height, width)}: both sides must be at least 1 pixel."
+        )
+
+
 def _levels(levels: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h w"]:
     clipped = levels.clamp(0.0, 255.0)
     return clipped + _rounding_error(clipped.detach())
@@ -106,21 +157,46 @@ def _rounding_error(levels: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batc
 def _resampling(
     old: int, new: int, interpolation: str, dtype: torch.dtype, device: torch.device
 ) -> Float[Tensor, "new old"]:
-    """The matrix that resamples `old` pixels to `new`: the filter centred on each new pixel, widened when shrinking."""
+    """The matrix that resamples `old` pixels to `new` in PIL."""
+    # A tensor made under inference_mode could never be used in a backward pass, and this one is kept.
+    with torch.inference_mode(False):
+        # PIL keeps its weights as 22-bit fixed-point numbers; where two levels tie, that decides.
+        return ((_widened(old, new, interpolation) * 2**22).round() / 2**22).to(device, dtype)
+
+
+@lru_cache(maxsize=64)
+def _resampling_float(
+    old: int, new: int, antialias: bool, dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "new old"]:
+    """The matrix that resamples `old` pixels to `new` in torchvision, for tensors of floats."""
+    with torch.inference_mode(False):
+        weights = _widened(old, new, "bicubic") if antialias else _nearest_four(old, new)
+        return weights.to(device, dtype)
+
+
+def _widened(old: int, new: int, interpolation: str) -> Float[Tensor, "new old"]:
+    """The filter centred on each new pixel, widened when shrinking, cut off at the borders."""
     kernel, reach = _kernel(interpolation)
     scale = old / new
     width = max(scale, 1.0)
-    # A tensor made under inference_mode could never be used in a backward pass, and this one is kept.
-    with torch.inference_mode(False):
-        centres = (torch.arange(new, dtype=torch.float64) + 0.5) * scale
-        pixels = torch.arange(old, dtype=torch.float64)
-        first = (centres - reach * width + 0.5).floor().clamp(min=0)
-        last = (centres + reach * width + 0.5).floor().clamp(max=old)
-        weights = kernel((pixels[None, :] + 0.5 - centres[:, None]) / width)
-        weights = weights * ((pixels >= first[:, None]) & (pixels < last[:, None]))
-        weights = weights / weights.sum(1, keepdim=True)
-        # PIL keeps its weights as 22-bit fixed-point numbers; where two levels tie, that decides.
-        return ((weights * 2**22).round() / 2**22).to(device, dtype)
+    centres = (torch.arange(new, dtype=torch.float64) + 0.5) * scale
+    pixels = torch.arange(old, dtype=torch.float64)
+    first = (centres - reach * width + 0.5).floor().clamp(min=0)
+    last = (centres + reach * width + 0.5).floor().clamp(max=old)
+    weights = kernel((pixels[None, :] + 0.5 - centres[:, None]) / width)
+    weights = weights * ((pixels >= first[:, None]) & (pixels < last[:, None]))
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _nearest_four(old: int, new: int) -> Float[Tensor, "new old"]:
+    """Cubic interpolation between the four nearest pixels; those beyond a border are the border's."""
+    places = (torch.arange(new, dtype=torch.float64) + 0.5) * (old / new) - 0.5
+    weights = torch.zeros(new, old, dtype=torch.float64)
+    for step in (-1, 0, 1, 2):
+        pixels = places.floor() + step
+        nearest = pixels.clamp(0, old - 1).long()[:, None]
+        weights.scatter_add_(1, nearest, _bicubic(places - pixels, a=-0.75)[:, None])
+    return weights
 
 
 def _kernel(interpolation: str) -> tuple[Callable[[Tensor], Tensor], float]:
@@ -131,11 +207,11 @@ def _kernel(interpolation: str) -> tuple[Callable[[Tensor], Tensor], float]:
     return kernels[interpolation]
 
 
-def _bicubic(distance: Float[Tensor, "new old"]) -> Float[Tensor, "new old"]:
-    """Keys' cubic convolution with a = -1/2 (IEEE TASSP 29, 1981, equation 15)."""
+def _bicubic(distance: Float[Tensor, "*shape"], a: float = -0.5) -> Float[Tensor, "*shape"]:
+    """Keys' cubic convolution (IEEE TASSP 29, 1981, equation 15), with the slope `a` at distance 1."""
     x = distance.abs()
-    inner = (1.5 * x - 2.5) * x * x + 1.0
-    outer = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    inner = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
+    outer = (((x - 5.0) * x + 8.0) * x - 4.0) * a
     return torch.where(x < 1.0, inner, torch.where(x < 2.0, outer, 0.0))
 
 

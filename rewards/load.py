@@ -37,6 +37,7 @@ class Card:
     dimensions: tuple[str, ...]
     licence: str
     paper: str
+    source: str = ""
     args: Mapping[str, Any] = field(default_factory=dict[str, Any])
     sha256: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -156,7 +157,8 @@ def _load_card(name: str, device: torch.device) -> Reward:
 
 def _verify(name: str, card: Card) -> None:
     if not card.path.exists():
-        raise ValueError(f"The weights of {name} are not at {card.path}. Restore them, or build them anew.")
+        remedy = f"Get {card.source} and convert it with rewards.convert" if card.source else "Restore or rebuild them"
+        raise ValueError(f"The weights of {name} are not at {card.path}. {remedy}.")
     for file, expected in card.sha256.items():
         path = card.path / file
         if not path.is_file():

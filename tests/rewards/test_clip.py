@@ -159,6 +159,16 @@ def test_weights_are_never_unpickled(tmp_path: Path) -> None:
         load_clip(folder, CPU)
 
 
+@pytest.mark.parametrize(("mode", "padding"), [("openai", 0), ("transformers", 49407)])
+def test_the_vocabulary_is_read_as_the_folder_says(mode: str, padding: int, tmp_path: Path) -> None:
+    text = {"context_length": 9, "width": 32, "heads": 2, "layers": 1, "tokenizer_mode": mode}
+    network = load_clip(save_tiny_clip(tmp_path / "clip", text_cfg=text), CPU)
+    assert network.tokenize(["a cat <|endoftext|>"]).tolist() == [[49406, 320, 2368, 49407, 49407, *[padding] * 4]]
+    _break_config(tmp_path / "clip", text_cfg=text | {"tokenizer_mode": "clips"})
+    with pytest.raises(ValueError, match="'clips' is unknown; use openai or transformers, or leave it out"):
+        load_clip(tmp_path / "clip", CPU)
+
+
 def test_an_unknown_resize_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="'stretch' is unknown; use shortest, longest or squash"):
         ImageConfig(8, resize_mode="stretch").apply(torch.rand(3, 9, 9))

@@ -15,7 +15,9 @@ from rewards.image import (
     center_pad,
     normalise,
     resize,
+    resize_float,
     resize_longest,
+    resize_longest_float,
     resize_shortest,
     round_to_8_bit,
 )
@@ -117,3 +119,30 @@ def test_impossible_sizes_are_refused(call: object, message: str) -> None:
     assert callable(call)
     with pytest.raises(ValueError, match=message):
         call(torch.rand(3, 4, 6))
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("new", [(32, 32), (64, 64), (77, 150), (5, 31)])
+@pytest.mark.parametrize("old", SIZES)
+def test_resize_float_is_torchvisions(old: tuple[int, int], new: tuple[int, int], antialias: bool) -> None:
+    image = _tensor(_pixels(*old))
+    expected = official.resize(image, list(new), official.InterpolationMode.BICUBIC, antialias=antialias)
+    torch.testing.assert_close(resize_float(image, *new, antialias), expected, atol=3e-5, rtol=0)
+
+
+def test_resize_longest_float_rounds_the_product() -> None:
+    """30 pixels of 640 become 10.5 of 224, which is rounded to even; the quotient is a little more."""
+    image = torch.rand(3, 30, 640, generator=torch.Generator().manual_seed(0))
+    assert resize_longest_float(image, 224, antialias=False).shape == (3, 10, 224)
+
+
+def test_resize_float_refuses_nothing_left() -> None:
+    with pytest.raises(ValueError, match="both sides must be at least 1 pixel"):
+        resize_float(torch.rand(3, 4, 4), 0, 4, antialias=True)
+
+
+@pytest.mark.parametrize("height", [224, 225, 229, 231])
+def test_transformers_crops_round_down(height: int) -> None:
+    """A border of 7 pixels is cut as 3 above and 4 below; torchvision cuts 4 and 3."""
+    rows = torch.arange(height, dtype=torch.float32)[:, None].expand(3, height, 224)
+    assert center_crop(rows, 224, round_down=True)[0, 0, 0] == (height - 224) // 2

@@ -1,0 +1,132 @@
+"""RAHF as a reward and a critic: images and prompts in; scores, heatmaps and misaligned words out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.nn.utils.rnn import pad_sequence
+
+from rewards.base import Critic, Critique, Heatmaps, Images, check_pairs
+from rewards.image import normalise, resize
+from rewards.rahf.config import RahfConfig
+from rewards.rahf.network import HEATMAPS, PAD, SCORES, TIED, Fused, RahfNetwork
+from rewards.rahf.words import read_marks, split_words
+from rewards.weights import load_tokenizer, load_weights, read_config
+
+
+@final
+class Rahf(Critic):
+    """RAHF (Liang et al., arXiv 2312.10240) in the form that its configuration says, the paper's or the port's.
+
+    Scores are in [0, 1], higher is better (a score of 1 in "plausibility" means: no artifacts). Heatmaps are 1 where
+    something is implausible or does not follow the prompt.
+
+    Arguments:
+        weights: A folder with `config.json` (see `RahfConfig`), `model.safetensors`, and `tokenizer.json` of
+            `t5-base`. `rewards.rahf.convert` makes the tensors from the authors' file.
+        device: Where the network goes; images are expected there.
+        dtype: Of its parameters; scores and maps of half-precision parameters are float32.
+
+    Raises:
+        ValueError: A missing or damaged file, or files that do not belong together.
+    """
+
+    dimensions = SCORES
+    heatmaps = HEATMAPS
+    differentiable = True
+
+    def __init__(self, weights: Path | str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        folder = Path(weights)
+        self.config = read_config(folder, RahfConfig)
+        network = RahfNetwork(self.config)
+        load_weights(network, folder, TIED)
+        self.network = network.eval().requires_grad_(False).to(device, dtype)
+        self.tokenizer = load_tokenizer(folder, self.config.vocabulary)
+
+    def preprocess(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 size size"]:
+        """Squashed to the network's square (bilinear, 8-bit rounding) and mapped to [-1, 1]."""
+        image = image.to(torch.promote_types(image.dtype, torch.float32))
+        size = self.config.image_size
+        return normalise(resize(image, size, size, "bilinear"), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "batch 4"]:
+        """Plausibility, alignment, aesthetics and overall quality."""
+        check_pairs(images, prompts)
+        seen = self._see(images)
+        return self._scores(seen, prompts, None if self.config.prompted else self._fuse(seen, prompts))
+
+    def critique(self, images: Images, prompts: Sequence[str]) -> Critique:
+        """Scores, maps and words; the maps are resized to the images (bilinear, antialiased)."""
+        check_pairs(images, prompts)
+        seen = self._see(images)
+        bare = self._fuse(seen, prompts)
+        words = [split_words(prompt) for prompt in prompts]
+        return Critique(
+            scores=self._scores(seen, prompts, bare),
+            heatmaps={name: _fit(maps, images) for name, maps in self._heatmaps(seen, prompts, bare).items()},
+            words=words,
+            misaligned=[read_marks(*pair) for pair in zip(words, self._written(bare), strict=True)],
+        )
+
+    def tokenize(self, prompts: Sequence[str]) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
+        """Token ids with the end of the text, never cut, padded to the longest; and which of them are no padding."""
+        device = self.network.projection.bias.device
+        rows = [torch.tensor(self.tokenizer.encode(prompt).ids, device=device) for prompt in prompts]
+        mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True)
+        return pad_sequence(rows, batch_first=True, padding_value=PAD), mask
+
+    def _see(self, images: Images) -> Float[Tensor, "batch seen width"]:
+        parameter = self.network.projection.bias
+        pixels = torch.stack([self.preprocess(image) for image in images])
+        return self.network.see(pixels.to(parameter.device, parameter.dtype))
+
+    def _fuse(self, seen: Float[Tensor, "batch seen width"], prompts: Sequence[str]) -> Fused:
+        return self.network.fuse(seen, *self.tokenize(prompts))
+
+    def _scores(
+        self, seen: Float[Tensor, "batch seen width"], prompts: Sequence[str], bare: Fused | None
+    ) -> Float[Tensor, "batch 4"]:
+        columns = [self.network.score(self._features("SCORE", name, seen, prompts, bare), name) for name in SCORES]
+        return _promoted(torch.stack(columns, dim=1))
+
+    def _heatmaps(
+        self, seen: Float[Tensor, "batch seen width"], prompts: Sequence[str], bare: Fused
+    ) -> dict[str, Float[Tensor, "batch size size"]]:
+        features = {name: self._features("HEATMAP", name, seen, prompts, bare) for name in HEATMAPS}
+        return {name: _promoted(self.network.heatmap(features[name], name)) for name in HEATMAPS}
+
+    def _features(
+        self,
+        kind: str,
+        name: str,
+        seen: Float[Tensor, "batch seen width"],
+        prompts: Sequence[str],
+        bare: Fused | None,
+    ) -> Float[Tensor, "batch width grid grid"]:
+        """What the head for `name` reads: the fusion with the bare prompts, or with prompts that ask for `name`."""
+        if not self.config.prompted:
+            assert bare is not None
+            return bare.features
+        return self._fuse(seen, [f"<output> {kind}: {name} </output> {prompt}" for prompt in prompts]).features
+
+    def _written(self, bare: Fused) -> list[str]:
+        """What the decoder writes for each prompt; it always reads the bare one."""
+        rows = self.network.write(bare)
+        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+
+
+def _promoted(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _fit(maps: Float[Tensor, "batch size size"], images: Images) -> Heatmaps:
+    """Each map at the size of its image; one tensor where all sizes are the same."""
+    fitted = [
+        interpolate(one[None, None], size=image.shape[-2:], mode="bilinear", antialias=True)[0, 0].clamp(0, 1)
+        for one, image in zip(maps, images, strict=True)
+    ]
+    return torch.stack(fitted) if len({one.shape for one in fitted}) == 1 else fitted

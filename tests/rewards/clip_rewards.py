@@ -1,0 +1,87 @@
+"""The rewards on CLIPs, converted from checkpoints: of the rule's weights in the golden sizes, and tiny random ones."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rewards.aesthetic import HEAD, Aesthetic, make_head
+from rewards.clip import ClipNetwork
+from rewards.convert import convert_aesthetic, convert_clip, convert_mps
+from rewards.hps import HPS
+from rewards.hps_v2 import HPSv2
+from rewards.mps import FUSION, MPS
+from rewards.mps_fusion import Fusion
+from rewards.pickscore import PickScore
+from tests.rewards import golden
+from tests.rewards.tiny_clip import save_tiny_clip
+
+CPU = torch.device("cpu")
+ClipReward = HPS | HPSv2 | PickScore | Aesthetic | MPS
+
+OPENAI: dict[str, Any] = {
+    "embed_dim": 32,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 224, "layers": 2, "width": 64, "patch_size": 14},
+    "text_cfg": {"width": 64, "heads": 1, "layers": 2, "tokenizer_mode": "openai"},
+}
+OPEN_CLIP: dict[str, Any] = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 224, "layers": 3, "width": 64, "head_width": 16, "patch_size": 14},
+    "text_cfg": {"width": 24, "heads": 2, "layers": 3},
+}
+MPS_FUSION = {"layers": 2, "heads": 2}
+FULL_VOCABULARY = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+
+
+def golden_reward(name: str, folder: Path, gains: Sequence[Any] | None = None, **options: Any) -> ClipReward:
+    """A reward with the rule's weights, by the name of its golden run, read the way a user's checkpoint is."""
+    layout = golden.checkpoint
+    match name:
+        case "hpsv1":
+            convert_clip(layout("hpsv1_small", gains), OPENAI, folder)
+            return HPS(folder, CPU, **options)
+        case "hpsv2":
+            convert_clip(layout("hpsv2_small", gains), OPEN_CLIP, folder)
+            return HPSv2(folder, CPU, **options)
+        case "pickscore":
+            convert_clip(layout("pickscore_small", gains), OPEN_CLIP, folder)
+            return PickScore(folder, CPU, **options)
+        case "laion":
+            clip, head = layout("openai_clip_l14_small", gains), layout("laion_head_small", gains)
+            convert_aesthetic(clip, head, OPENAI, folder)
+            return Aesthetic(folder, CPU, **options)
+        case _:
+            convert_mps(layout("mps_small", gains), OPEN_CLIP, folder, MPS_FUSION)
+            return MPS(folder, CPU, **options)
+
+
+def score_pixels(reward: ClipReward, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Score pictures that are preprocessed: `batch dimension`."""
+    if isinstance(reward, MPS):
+        return reward.score_pixels(pixels, prompts)
+    if isinstance(reward, Aesthetic):
+        return reward.score_pixels(pixels)
+    network: ClipNetwork = reward.network
+    cosines = (network.encode_pixels(pixels) * network.embed_prompts(prompts)).sum(-1, keepdim=True)
+    return cosines * network.scale if isinstance(reward, PickScore) else cosines
+
+
+def save_tiny_rewards(folder: Path) -> None:
+    """Networks for the contract: `full-vocabulary`, `aesthetic` and `mps`. Cosines are not magnified."""
+    for seed, name in enumerate(("full-vocabulary", "aesthetic", "mps"), start=2):
+        save_tiny_clip(folder / name, seed=seed, text_cfg=FULL_VOCABULARY, init_logit_scale=0.0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        _save(make_head(16), folder / "aesthetic" / HEAD)
+        _save(Fusion(16, **MPS_FUSION), folder / "mps" / FUSION)
+    path = folder / "mps/open_clip_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fusion_cfg": MPS_FUSION}))
+
+
+def _save(network: nn.Module, path: Path) -> None:
+    save_file(network.state_dict(), path)
