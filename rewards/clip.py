@@ -78,7 +78,7 @@ class ImageConfig:
             case "squash":
                 return resize(image, self.size, self.size, self.interpolation)
             case unknown:
-                raise ValueError(f"resize_mode {unknown!r} is unknown; use shortest, longest or squash.")
+                raise ValueError(f"resize_mode {unknown!r} is unknown; use shortest, longest, longest-float or squash.")
 
 
 @dataclass(frozen=True)

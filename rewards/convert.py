@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from open_clip import CLIP
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -97,13 +98,15 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     A dictionary with the entry `state_dict` is unwrapped; entries that are no tensors are left out.
 
     Raises:
-        ValueError: A pickled module or a TorchScript archive, whose code would have to be run; or no dictionary.
+        ValueError: No such file, a damaged one, a pickled module or a TorchScript archive, whose code would have to be
+            run; or no dictionary.
     """
-    if path.suffix == ".safetensors":
-        return load_file(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist. Give the checkpoint that the authors publish.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError) as error:
+        is_safe = path.suffix == ".safetensors"
+        content = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
         raise ValueError(
             f"{path} is damaged, or holds more than tensors and would have to run its code ({error}). Where you trust "
             "it, load it by itself, apart from your work, and save its `state_dict()`."

@@ -21,7 +21,7 @@ MEAN, SD = 0.16717362830052426, 1.0333394966054072
 MAX_TOKENS = 35
 PADDING = 0
 # The authors appended these to BERT's vocabulary. The text still starts with [CLS], but a prompt may spell them out.
-ADDED_TOKENS = ("[DEC]", "[ENC]")
+ADDED_TOKENS: tuple[str, ...] = ("[DEC]", "[ENC]")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,9 @@ class ImageReward(Reward):
         network = ImageRewardNetwork(self.config)
         load_weights(network, folder)
         self.network = network.eval().requires_grad_(False).to(device, dtype)
-        self.tokenizer = load_tokenizer(folder, self.config.vocabulary, ADDED_TOKENS)
+        ids = range(self.config.vocabulary - len(ADDED_TOKENS), self.config.vocabulary)
+        expected = dict(zip(ADDED_TOKENS, ids, strict=True))
+        self.tokenizer = load_tokenizer(folder, self.config.vocabulary, expected, ADDED_TOKENS)
         self.tokenizer.enable_truncation(MAX_TOKENS)
         self.tokenizer.enable_padding(pad_id=PADDING, length=MAX_TOKENS)
 

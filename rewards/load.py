@@ -2,7 +2,7 @@
 
     sandbox-hps                     a card of cards.yaml
     my_reward:MyReward              a user's own class, importable or in my_reward.py of the current directory
-    rahf.plausibility               one dimension of either
+    mps.aesthetics                  one dimension of either
     sandbox-hps=2 sandbox-clip=0.5  a weighted sum (a weight left out is 1)
 
 Nothing needs to be registered.
@@ -157,7 +157,11 @@ def _load_card(name: str, device: torch.device) -> Reward:
 
 def _verify(name: str, card: Card) -> None:
     if not card.path.exists():
-        remedy = f"Get {card.source} and convert it with rewards.convert" if card.source else "Restore or rebuild them"
+        remedy = (
+            f"Get {card.source} and convert it as docs/published-rewards.md says"
+            if card.source
+            else "Restore or rebuild them"
+        )
         raise ValueError(f"The weights of {name} are not at {card.path}. {remedy}.")
     for file, expected in card.sha256.items():
         path = card.path / file

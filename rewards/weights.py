@@ -60,20 +60,24 @@ def load_weights(network: nn.Module, folder: Path, tied: Mapping[str, str] | Non
         raise ValueError(f"{path} does not hold the weights that {CONFIG} beside it describes: {error}") from error
 
 
-def load_tokenizer(folder: Path, vocabulary: int, added: Sequence[str] = ()) -> Tokenizer:
-    """The tokenizer of a folder.
+def load_tokenizer(folder: Path, vocabulary: int, expected: Mapping[str, int], added: Sequence[str] = ()) -> Tokenizer:
+    """The tokenizer of a folder, and of this network: another's would give other words without a complaint.
 
     Arguments:
         folder: Has `tokenizer.json` of the tokenizers library.
         vocabulary: How many tokens the network knows.
+        expected: Tokens whose ids tell the right file from others.
         added: Special tokens that the network's authors appended to the published vocabulary.
 
     Raises:
-        ValueError: No such file, a damaged one, or more tokens than the network knows.
+        ValueError: No such file, a damaged one, or one of another network.
     """
     path = folder / TOKENIZER
     if not path.is_file():
-        raise ValueError(f"{folder} has no {TOKENIZER}, which the network needs to read prompts. Restore the file.")
+        raise ValueError(
+            f"{folder} has no {TOKENIZER}, which the network needs to read prompts. Copy the one that "
+            "docs/published-rewards.md names beside the weights."
+        )
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
@@ -81,7 +85,12 @@ def load_tokenizer(folder: Path, vocabulary: int, added: Sequence[str] = ()) -> 
     tokenizer.add_special_tokens(list(added))
     if tokenizer.get_vocab_size() > vocabulary:
         raise ValueError(
-            f"{path} has {tokenizer.get_vocab_size()} tokens, the network knows {vocabulary}. Restore the right file."
+            f"{path} has {tokenizer.get_vocab_size()} tokens, the network knows {vocabulary}. Copy the right one there."
+        )
+    if wrong := [token for token, number in expected.items() if tokenizer.token_to_id(token) != number]:
+        raise ValueError(
+            f"{path} is of another network: {wrong[0]} is token {tokenizer.token_to_id(wrong[0])} in it, and "
+            f"{expected[wrong[0]]} here. Copy the one that docs/published-rewards.md names there."
         )
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -91,8 +100,9 @@ def load_tokenizer(folder: Path, vocabulary: int, added: Sequence[str] = ()) -> 
 def write_network(folder: Path, config: Any, state: Mapping[str, Tensor]) -> None:
     """Write `config.json` and `model.safetensors`; `tokenizer.json` has to be put beside them."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG).unlink(missing_ok=True)  # written last: a folder that has it is whole
     save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
 
 
 def shapes(network: nn.Module) -> dict[str, torch.Size]:

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rewards.base import Critic, Critique, Heatmaps, Images, check_pairs
 from rewards.image import normalise, resize
 from rewards.rahf.config import RahfConfig
-from rewards.rahf.network import HEATMAPS, PAD, SCORES, TIED, Fused, RahfNetwork
+from rewards.rahf.network import END, HEATMAPS, PAD, SCORES, TIED, Fused, RahfNetwork
 from rewards.rahf.words import read_marks, split_words
 from rewards.weights import load_tokenizer, load_weights, read_config
 
@@ -45,7 +45,7 @@ class Rahf(Critic):
         network = RahfNetwork(self.config)
         load_weights(network, folder, TIED)
         self.network = network.eval().requires_grad_(False).to(device, dtype)
-        self.tokenizer = load_tokenizer(folder, self.config.vocabulary)
+        self.tokenizer = load_tokenizer(folder, self.config.vocabulary, {"<pad>": PAD, "</s>": END})
 
     def preprocess(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 size size"]:
         """Squashed to the network's square (bilinear, 8-bit rounding) and mapped to [-1, 1]."""

@@ -212,3 +212,15 @@ def test_a_tokenizer_of_another_network_is_refused(tiny: Path, tmp_path: Path) -
     golden_bert().save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match="has 30524 tokens, the network knows 80"):
         ImageReward(tmp_path, CPU)
+
+
+def test_a_smaller_tokenizer_of_another_network_is_refused(tiny: Path, tmp_path: Path) -> None:
+    """As of bert-base-cased: its tokens are fewer, so the two that are added would have other ids."""
+    for file in tiny.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    words = content["model"]["vocab"]
+    del words[max(words, key=words.get)]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"is of another network: \[DEC\] is token 77 in it, and 78 here"):
+        ImageReward(tmp_path, CPU)

@@ -127,7 +127,7 @@ def test_prompts_have_the_authors_tokens(small: Rahf) -> None:
 
 @pytest.mark.weights
 def test_the_published_tokenizer_gives_the_authors_tokens() -> None:
-    tokenizer = load_tokenizer(Path(__file__).parents[2] / "rewards/published/rahf-port", PORT.vocabulary)
+    tokenizer = load_tokenizer(Path(__file__).parents[2] / "rewards/published/rahf-port", PORT.vocabulary, {})
     assert [tokenizer.encode(prompt).ids for prompt in golden.prompts()] == golden.run("rahf_small")["prompt_ids"]
 
 
