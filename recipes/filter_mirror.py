@@ -26,6 +26,7 @@ def mirror(
     log.images(step, grid, "evaluate")
     log.table(step, "samples", [*sampled("base", base, rows), *sampled("tuned", tuned, rows)], "evaluate")
     log.artifact(folder / "lora", "lora", "model")
+    log.artifact(folder / "report.html", "report", "report")  # histograms and curves are there alone
 
 
 def sampled(model: str, judged: Judged, results: Sequence[Row]) -> list[dict[str, Cell]]:
