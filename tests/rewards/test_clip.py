@@ -170,5 +170,5 @@ def test_the_vocabulary_is_read_as_the_folder_says(mode: str, padding: int, tmp_
 
 
 def test_an_unknown_resize_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="'stretch' is unknown; use shortest, longest or squash"):
+    with pytest.raises(ValueError, match="'stretch' is unknown; use shortest, longest, longest-float or squash"):
         ImageConfig(8, resize_mode="stretch").apply(torch.rand(3, 9, 9))
