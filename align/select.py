@@ -60,13 +60,6 @@ def quantile_threshold(scores: Float[Tensor, "..."], q: float) -> float:
     return float(np.quantile(scores.detach().double().cpu().numpy(), q))
 
 
-def expected_best_of_k(
-    scores: Float[Tensor, "prompt n"], judge: Float[Tensor, "prompt n"] | None = None
-) -> Float[Tensor, " n"]:
-    """E[score of the best of k samples] for k = 1..n, averaged over prompts: `best_of_k_by_prompt`, with its errors."""
-    return best_of_k_by_prompt(scores, judge).mean(dim=0)
-
-
 def best_of_k_by_prompt(
     scores: Float[Tensor, "prompt n"], judge: Float[Tensor, "prompt n"] | None = None
 ) -> Float[Tensor, "prompt n"]:

@@ -177,13 +177,15 @@ def _resume(state: TrainState, folder: Path, log: Log, steps_before: int, accele
     _check_same_start(start, folder, accelerator)
     if accelerator.is_main_process:
         for note in notes:
-            print(f"{note} Training {f'goes on from step {start}' if start else 'starts anew'}.", file=sys.stderr)
+            print(
+                f"{note} It is removed. Training {f'goes on from step {start}' if start else 'starts anew'}.",
+                file=sys.stderr,
+            )
         state.forget_after(folder, start)
     accelerator.wait_for_everyone()
     log.rewind("train", steps_before + start)
-    log.rewind(
-        "validation", steps_before + start - 1
-    )  # the validation of the step itself may have come after the checkpoint
+    # the validation of the step itself may have come after the checkpoint, or be cut off: it is looked at again
+    log.rewind("validation", steps_before + start - 1)
     return start
 
 

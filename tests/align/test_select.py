@@ -9,7 +9,7 @@ import torch
 from jaxtyping import config
 from torch import Tensor
 
-from align.select import best_of_k_by_prompt, best_of_n, expected_best_of_k, quantile_threshold
+from align.select import best_of_k_by_prompt, best_of_n, quantile_threshold
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_per_prompt_outside_the_samples_is_refused(per_prompt: int) -> None:
 def test_scores_that_are_not_finite_are_refused_with_their_place(value: float) -> None:
     scores = torch.zeros(4, 3)
     scores[2, 1] = value
-    for function in (best_of_n, expected_best_of_k):
+    for function in (best_of_n, best_of_k_by_prompt):
         with pytest.raises(ValueError, match="1 of 12 scores are not finite, the first at prompt 2, sample 1"):
             function(scores)
 
@@ -131,7 +131,7 @@ def test_best_of_k_with_ties_agrees_with_all_subsets() -> None:
 def test_expected_best_of_k_averages_over_prompts() -> None:
     scores, judge = random_scores(3, 5), random_scores(3, 5, seed=1)
     oracle = best_of_all_subsets(scores, judge).mean(dim=0)
-    torch.testing.assert_close(expected_best_of_k(scores, judge), oracle, rtol=0, atol=1e-6)
+    torch.testing.assert_close(best_of_k_by_prompt(scores, judge).mean(0), oracle, rtol=0, atol=1e-6)
 
 
 def test_expected_best_of_k_is_stable_for_many_samples() -> None:
@@ -139,8 +139,8 @@ def test_expected_best_of_k_is_stable_for_many_samples() -> None:
     n = 1200  # C(1200, 600) is beyond float64
     k = torch.arange(1, n + 1, dtype=torch.float64)
     ranks = k[torch.randperm(n, generator=torch.Generator().manual_seed(0))][None]
-    torch.testing.assert_close(expected_best_of_k(ranks), k * (n + 1) / (k + 1), rtol=1e-9, atol=0)
-    assert (expected_best_of_k(torch.full((1, n), 0.3, dtype=torch.float64)) - 0.3).abs().max() < 1e-12
+    torch.testing.assert_close(best_of_k_by_prompt(ranks).mean(0), k * (n + 1) / (k + 1), rtol=1e-9, atol=0)
+    assert (best_of_k_by_prompt(torch.full((1, n), 0.3, dtype=torch.float64)).mean(0) - 0.3).abs().max() < 1e-12
 
 
 def test_a_judge_of_other_images_is_refused(unchecked_shapes: None) -> None:
