@@ -13,10 +13,11 @@ from typing import Any
 import yaml
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import ModelCard, ModelCardData
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 
 from align.evaluate import RecoveredGap, Row
-from align.report.page import DIVERSITY, number, percent, signed
+from align.report.page import DIVERSITY
+from align.report.templates import environment
 from align.state import atomic_path
 from recipes.configs.filter_finetune import FilterFinetuneConfig
 from recipes.reward_names import selector_and_holdouts
@@ -68,16 +69,8 @@ def write_card(
 
 
 def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     texts: dict[str, Any] = {"md": _escape, "fenced": _fenced, "quoted": _quoted, "shell": shlex.quote}
-    environment.filters.update(texts, number=number, signed=signed, percent=percent)
-    return environment.get_template("model_card.md.jinja")
+    return environment(Path(__file__).parent, texts, autoescape=False).get_template("model_card.md.jinja")
 
 
 def _free_place(folder: Path) -> Path:

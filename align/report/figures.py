@@ -1,7 +1,7 @@
 """Small inline SVG figures: text in, colours by CSS class, nothing to load and no script."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 WIDTH, HEIGHT = 380, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 36
+BINS = 32  # bars of a histogram, at most
 
 Points = Sequence[tuple[int | float, float]]
 
@@ -129,14 +130,25 @@ def loss_chart(losses: Points) -> Markup:
 
 def histogram(candidates: Sequence[float], selected: Sequence[float], threshold: float | None) -> Markup:
     """Share of the candidates and of the selected images over the score."""
-    edges = np.linspace(*_padded(candidates, share=0.0), num=33)
-    heights = [np.histogram(scores, edges)[0] / max(len(scores), 1) for scores in (candidates, selected)]
-    frame = _Frame((float(edges[0]), float(edges[-1])), (0.0, 1.06 * float(max(map(np.max, heights)))))
-    parts = [frame.axes(ticks(*frame.x), "score", y_percent=True)]
-    parts += [_bars(frame, edges, height, kind) for height, kind in zip(heights, ("before", "after"), strict=True)]
+    frame, parts = _shares({"before": candidates, "after": selected}, BINS)
     if threshold is not None and frame.x[0] <= threshold <= frame.x[1]:
         parts.append(frame.line([(threshold, frame.y[0]), (threshold, frame.y[1])], "mark"))
     return _svg(parts, f"Scores of {len(candidates)} candidates and {len(selected)} selected images")
+
+
+def distribution(scores: Sequence[float]) -> Markup:
+    """Share of the images over the score."""
+    _, parts = _shares({"after": scores}, bins=min(BINS, max(8, 2 * math.isqrt(len(scores)))))
+    return _svg(parts, f"{len(scores):,} scores, from {min(scores):.4g} to {max(scores):.4g}")
+
+
+def _shares(scores: Mapping[str, Sequence[float]], bins: int) -> tuple[_Frame, list[Markup]]:
+    """Axes and bars of each kind's shares; the first kind has the whole range."""
+    edges = np.linspace(*_padded(next(iter(scores.values())), share=0.0), num=bins + 1)
+    heights = {kind: np.histogram(values, edges)[0] / max(len(values), 1) for kind, values in scores.items()}
+    frame = _Frame((float(edges[0]), float(edges[-1])), (0.0, 1.06 * float(max(map(np.max, heights.values())))))
+    bars = [_bars(frame, edges, height, kind) for kind, height in heights.items()]
+    return frame, [frame.axes(ticks(*frame.x), "score", y_percent=True), *bars]
 
 
 def interval(low: float, middle: float, high: float) -> Markup:

@@ -3,26 +3,20 @@
 It opens from disk and by mail: styles, figures and images are inside the file, and it has no script.
 """
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtyping import Float
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 from torch import Tensor
 
 from align.evaluate import RecoveredGap, Row
 from align.report import figures
+from align.report.templates import html_template
 from align.select import Selection
 from align.state import atomic_path
 
-PIXEL_ART_SIDE = 128  # images up to this side are kept as they are and drawn with hard pixels
-PHOTO_SIDE = 512  # larger ones are shrunk to this
-SMALL_PHOTO_SIDE = 256  # and to this where many are shown
 DIVERSITY = "diversity"
 """`Row.reward` of a mean distance between the images of a prompt; `Row.dimension` names the embedder."""
 
@@ -139,15 +133,7 @@ def write_report(folder: Path, report: Report) -> Path:
         ValueError: There is no row for the headline, or a grid does not have one image of each of its prompts.
     """
     first = headline(report)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {f.__name__: f for f in (number, signed, percent, verdict, data_uri, small_data_uri)}
-    page = environment.get_template("page.html.jinja").render(
+    page = html_template("page.html.jinja").render(
         report=report,
         headline=first,
         diversity=DIVERSITY,
@@ -189,42 +175,3 @@ def rounds_chart(rounds: Sequence[tuple[int, Row]]) -> Markup:
         [(number, row.base_mean + row.ci_low) for number, row in rounds],
         [(number, row.base_mean + row.ci_high) for number, row in rounds],
     )
-
-
-def verdict(row: Row) -> str:
-    """'up', 'down', or 'unclear' where the interval holds zero."""
-    return "up" if row.ci_low > 0 else "down" if row.ci_high < 0 else "unclear"
-
-
-def number(value: float) -> str:
-    """Three decimals, fewer for large numbers and two digits of tiny ones, with a true minus sign."""
-    size = abs(value)
-    text = f"{value:.2g}" if 0 < size < 5e-4 else f"{value:.3f}" if size < 100 else f"{value:,.1f}"
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
-def signed(value: float) -> str:
-    """`number` with its sign, also where it is a plus."""
-    return number(value) if value < 0 else f"+{number(value)}"
-
-
-def percent(share: float) -> str:
-    """A share in whole percent."""
-    return f"{share:.0%}".replace("-", "\N{MINUS SIGN}")
-
-
-def small_data_uri(image: Float[Tensor, "3 h w"]) -> str:
-    """The image inside a URI, where many are shown."""
-    return data_uri(image, SMALL_PHOTO_SIDE)
-
-
-def data_uri(image: Float[Tensor, "3 h w"], photo_side: int = PHOTO_SIDE) -> str:
-    """The image inside a URI: small ones as PNG, pixel by pixel, large ones as WebP of at most `photo_side` pixels."""
-    pixels = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    picture = Image.fromarray(pixels)
-    small = max(picture.size) <= PIXEL_ART_SIDE
-    picture.thumbnail((photo_side, photo_side))
-    buffer = io.BytesIO()
-    kind = "png" if small else "webp"
-    picture.save(buffer, format=kind, quality=88)  # PNG is lossless and ignores the quality
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

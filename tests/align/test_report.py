@@ -1,19 +1,14 @@
 """The page of a run: self-contained, escaped, and whole where parts are missing."""
 
-import base64
 import html
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from align.evaluate import RecoveredGap, Row
 from align.report.page import (
@@ -23,14 +18,10 @@ from align.report.page import (
     Pair,
     Report,
     Series,
-    data_uri,
-    number,
-    percent,
-    signed,
-    small_data_uri,
     write_report,
 )
 from align.select import Selection
+from tests.pages import Tags, text
 
 ROW = Row("sandbox-hps", "overall", 512, 0.5, 0.583, 0.083, 0.071, 0.095, 0.61)
 
@@ -71,36 +62,10 @@ def whole_report() -> Report:
     )
 
 
-class Tags(HTMLParser):
-    """All tags of a page, with a check that each is closed."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-
 def write(folder: Path, report: Report) -> str:
     path = write_report(folder, report)
     assert path == folder / "report.html"
     return path.read_text(encoding="utf-8")
-
-
-def text(page: str) -> str:
-    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", page)))
 
 
 @pytest.mark.parametrize(("report", "images"), [(make_report(), 6), (whole_report(), 6 + 6 + 4)])
@@ -270,44 +235,6 @@ def test_report_without_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="without a result row"):
         write_report(tmp_path, Report("Evaluate", [], [], {}))
     assert list(tmp_path.iterdir()) == []
-
-
-def decode(uri: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
-
-
-def test_small_images_are_kept_pixel_by_pixel() -> None:
-    levels = torch.randint(0, 256, (3, 64, 48), generator=torch.Generator().manual_seed(0))
-    uri = data_uri(levels / 255)
-    assert uri.startswith("data:image/png")
-    assert np.array_equal(np.asarray(decode(uri)), levels.permute(1, 2, 0).numpy())
-
-
-def test_large_images_are_shrunk() -> None:
-    uri = data_uri(torch.full((3, 1024, 768), 0.5))
-    assert uri.startswith("data:image/webp")
-    assert decode(uri).size == (384, 512)
-    assert decode(small_data_uri(torch.full((3, 1024, 768), 0.5))).size == (192, 256)
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        (0.0, "0.000"),
-        (0.0834, "0.083"),
-        (-0.0834, "−0.083"),
-        (21.5, "21.500"),
-        (1234.5, "1,234.5"),
-        (0.000412, "0.00041"),
-    ],
-)
-def test_numbers(value: float, shown: str) -> None:
-    assert number(value) == shown
-    assert signed(value) == (shown if value < 0 else f"+{shown}")
-
-
-def test_percent() -> None:
-    assert (percent(0.351), percent(-0.1), percent(1.2)) == ("35%", "−10%", "120%")
 
 
 @pytest.mark.parametrize(
