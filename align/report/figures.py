@@ -130,25 +130,27 @@ def loss_chart(losses: Points) -> Markup:
 
 def histogram(candidates: Sequence[float], selected: Sequence[float], threshold: float | None) -> Markup:
     """Share of the candidates and of the selected images over the score."""
-    frame, parts = _shares({"before": candidates, "after": selected}, BINS)
-    if threshold is not None and frame.x[0] <= threshold <= frame.x[1]:
-        parts.append(frame.line([(threshold, frame.y[0]), (threshold, frame.y[1])], "mark"))
-    return _svg(parts, f"Scores of {len(candidates)} candidates and {len(selected)} selected images")
+    label = f"Scores of {len(candidates)} candidates and {len(selected)} selected images"
+    return _svg(_shares({"before": candidates, "after": selected}, BINS, "score", threshold), label)
 
 
-def distribution(scores: Sequence[float]) -> Markup:
-    """Share of the images over the score."""
-    _, parts = _shares({"after": scores}, bins=min(BINS, max(8, 2 * math.isqrt(len(scores)))))
-    return _svg(parts, f"{len(scores):,} scores, from {min(scores):.4g} to {max(scores):.4g}")
+def distribution(values: Sequence[float], name: str = "score", mark: float | None = None) -> Markup:
+    """Share of the values over what `name` says they are, with a dashed line at `mark` where that is among them."""
+    bins = min(BINS, max(8, 2 * math.isqrt(len(values))))
+    label = f"{len(values):,} values of {name}, from {min(values):.4g} to {max(values):.4g}"
+    return _svg(_shares({"after": values}, bins, name, mark), label)
 
 
-def _shares(scores: Mapping[str, Sequence[float]], bins: int) -> tuple[_Frame, list[Markup]]:
-    """Axes and bars of each kind's shares; the first kind has the whole range."""
-    edges = np.linspace(*_padded(next(iter(scores.values())), share=0.0), num=bins + 1)
-    heights = {kind: np.histogram(values, edges)[0] / max(len(values), 1) for kind, values in scores.items()}
+def _shares(values: Mapping[str, Sequence[float]], bins: int, name: str, mark: float | None) -> list[Markup]:
+    """Axes, the bars of each kind's shares, and the mark; the first kind has the whole range."""
+    edges = np.linspace(*_padded(next(iter(values.values())), share=0.0), num=bins + 1)
+    heights = {kind: np.histogram(one, edges)[0] / max(len(one), 1) for kind, one in values.items()}
     frame = _Frame((float(edges[0]), float(edges[-1])), (0.0, 1.06 * float(max(map(np.max, heights.values())))))
-    bars = [_bars(frame, edges, height, kind) for kind, height in heights.items()]
-    return frame, [frame.axes(ticks(*frame.x), "score", y_percent=True), *bars]
+    parts = [frame.axes(ticks(*frame.x), name, y_percent=True)]
+    parts += [_bars(frame, edges, height, kind) for kind, height in heights.items()]
+    if mark is not None and frame.x[0] <= mark <= frame.x[1]:
+        parts.append(frame.line([(mark, frame.y[0]), (mark, frame.y[1])], "mark"))
+    return parts
 
 
 def interval(low: float, middle: float, high: float) -> Markup:

@@ -23,10 +23,10 @@ DIVERSITY = "diversity"
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt and seed, before and after, with the scores of the headline row."""
+    """One prompt and seed, before and after, with the scores of the headline row; the seed is None where unknown."""
 
     prompt: str
-    seed: int
+    seed: int | None
     base: Float[Tensor, "3 h w"]
     tuned: Float[Tensor, "3 h w"]
     base_score: float

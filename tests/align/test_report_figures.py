@@ -91,6 +91,17 @@ def test_interval_lies_on_its_side_of_zero() -> None:
         assert dot is not None and (float(dot.attrib["cx"]) - 60) * sign > 0
 
 
+def test_distribution_is_the_share_of_the_values_and_marks_zero_where_it_is_among_them() -> None:
+    chart = ElementTree.fromstring(figures.distribution([-1.0, -1.0, -1.0, 1.0], "difference", 0.0))
+    low, high = (bar.attrib["d"] for bar in chart.findall("path[@class='after']"))
+    heights = [float(y) - float(top) for top, y in (re.findall(r"M\S+ (\S+)H\S+V(\S+)H", d)[0] for d in (low, high))]
+    assert heights[0] == pytest.approx(3 * heights[1], abs=0.3)
+    (x, _), (end, _) = points(ElementTree.tostring(chart, encoding="unicode"), "mark")
+    assert x == end == pytest.approx((figures.LEFT + figures.WIDTH - figures.RIGHT) / 2, abs=0.1)
+    assert "difference" in [element.text for element in chart.iter("text")]
+    assert "mark" not in figures.distribution([1.0, 2.0], "difference", 0.0)
+
+
 def test_loss_chart_is_thinned() -> None:
     chart = figures.loss_chart([(step, 1.0 + step % 2) for step in range(1, 10_001)])
     assert len(points(chart, "faint")) == len(points(chart, "curve")) == 200
@@ -108,6 +119,7 @@ def test_figures_of_equal_values_are_drawn(value: float) -> None:
         figures.loss_chart([(1, value)]),
         figures.loss_chart([(1, value), (2, value)]),
         figures.histogram([value] * 5, [], None),
+        figures.distribution([value] * 5),
         figures.interval(value, value, value),
     ):
         numbers = re.findall(r'"([^"]*)"', chart)
