@@ -26,6 +26,7 @@ class Recipe:
 RECIPES = {
     "generate": Recipe("generate", "GenerateConfig", "Make images for a file of prompts."),
     "score": Recipe("score", "ScoreConfig", "Score a folder of images with one or more rewards."),
+    "compare": Recipe("compare", "CompareConfig", "Compare two folders of images of the same prompts, pair by pair."),
     "filter-finetune": Recipe(
         "filter_finetune",
         "FilterFinetuneConfig",
