@@ -66,7 +66,8 @@ def main(config: CompareConfig, *, dry_run: bool = False) -> None:
         announce(names)
     if dry_run:
         images = " and ".join(f"{len(side.rows):,}" for side in sides)
-        print(f"{as_yaml(config)}plan: {images} images, {len(pairing.pairs):,} pairs, {len(names)} rewards")
+        pairs = f"{len(pairing.pairs):,} pairs of {len(pairing.prompts):,} prompts"
+        print(f"{as_yaml(config)}plan: {images} images, {pairs}, {len(names)} rewards")
         return
     device = pick_device(config.device)
     accelerator = Accelerator(cpu=device.type == "cpu")

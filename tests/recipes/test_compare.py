@@ -1,0 +1,200 @@
+"""Two folders compared on the command line: what is scored, said and written, and what is refused."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from align.generate import image_seed
+from align.samples import SampleStore, prompt_id
+from recipes import cli
+from tests.pages import Tags, text
+
+PROMPTS = ("a red circle", "a blue square", "a green star")
+REWARD = '''"""A user's reward, which writes down what it was called with."""
+
+from pathlib import Path
+
+import torch
+
+from rewards.base import Reward
+
+
+class Colours(Reward):
+    dimensions = ("red", "blue")
+    differentiable = True
+
+    def preprocess(self, image):
+        return image
+
+    def __call__(self, images, prompts):
+        with Path("calls.txt").open("a") as file:
+            file.write("".join(f"{prompt}\\n" for prompt in prompts))
+        return torch.stack([image.mean((1, 2))[[0, 2]] for image in images])
+'''
+
+Make = Callable[..., SampleStore]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Makes a run folder of noise, somewhat lighter where asked; the user's reward is beside it."""
+    (tmp_path / "compared_reward.py").write_text(REWARD)
+    monkeypatch.chdir(tmp_path)
+
+    def make(
+        name: str, lighter: float = 0.0, prompts: Sequence[str] = PROMPTS, n: int = 4, seed: int = 0
+    ) -> SampleStore:
+        store = SampleStore(tmp_path / name / "samples")
+        store.claim({"images": n * len(prompts)})
+        pairs = [(prompt, sample) for prompt in prompts for sample in range(n)]
+        rows = [
+            store.row(position, *pair, image_seed(seed, prompt_id(pair[0]), pair[1]), f"{name:f<16}")
+            for position, pair in enumerate(pairs)
+        ]
+        noise = torch.rand(len(rows), 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        store.write(rows, (0.5 * noise + lighter).clamp(0, 1))
+        store.seal(rows)
+        return store
+
+    return make
+
+
+def compare(*argv: str, rewards: Sequence[str] = ("compared_reward:Colours",)) -> int:
+    """The exit code of the command."""
+    return cli.main(["compare", *argv, "--rewards", *rewards, "--device", "cpu"])
+
+
+def calls() -> int:
+    """How many images the reward has scored."""
+    return len(Path("calls.txt").read_text().splitlines())
+
+
+def test_both_folders_are_scored_and_compared_and_nothing_twice(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    stores = [make("one"), make("two", lighter=0.25)]
+    assert compare("one", "two", "--format", "json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert calls() == 24
+    assert told["pairing"] == {"tie": "seed", "pairs": 12, "prompts": 3, "same_seeds": True, "uneven_prompts": 0}
+    means = [store.load(store.rows()).mean((0, 2, 3)) for store in stores]
+    for row, channel, dimension in zip(told["rows"], (0, 2), ("red", "blue"), strict=True):
+        assert (row["reward"], row["dimension"], row["n"]) == ("compared_reward:Colours", dimension, 12)
+        assert row["mean_a"] == pytest.approx(means[0][channel].item(), abs=1e-6)
+        assert row["mean_b"] == pytest.approx(means[1][channel].item(), abs=1e-6)
+        assert row["ci_low"] < row["difference"] < row["ci_high"]
+        assert row["difference"] == pytest.approx(0.25, abs=0.01) and row["win_rate_b"] == 1.0
+    kept = pq.read_table("two/scores/compared_reward~Colours.parquet")
+    assert kept.num_rows == 12
+    assert compare("one", "two") == 0
+    assert calls() == 24
+    table = capsys.readouterr().out
+    assert "12 pairs of 3 prompts" in table and "share the prompt and the seed" in table
+
+
+def test_what_align_score_has_scored_is_read(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    make("one")
+    make("two", lighter=0.1)
+    for folder in ("one", "two"):
+        assert cli.main(["score", folder, "--rewards", "compared_reward:Colours", "--device", "cpu"]) == 0
+    capsys.readouterr()
+    assert compare("one", "two") == 0
+    assert calls() == 24
+
+
+def test_the_page_and_the_numbers_are_written_where_asked(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    make("one")
+    make("two", lighter=0.25)
+    assert compare("one", "two", "--output_dir", "out", "--report") == 0
+    assert "report: out/comparison.html" in capsys.readouterr().out
+    assert sorted(path.name for path in Path("out").iterdir()) == ["comparison.html", "comparison.json"]
+    content = json.loads(Path("out/comparison.json").read_text())
+    assert (content["a"]["folder"], content["b"]["folder"]) == ("one", "two")
+    page = Path("out/comparison.html").read_text()
+    tags = Tags(page)
+    assert tags.open == []
+    # the first pair of each prompt, and each prompt once more, as all of them gained
+    assert sum(tag == "img" for tag, _ in tags.seen) == 2 * (3 + 3)
+    seed = image_seed(0, prompt_id(PROMPTS[0]), 0)
+    assert f"a red circle seed {seed}" in text(page)
+    assert "B lost most No prompt scored lower in B." in text(page)
+    assert compare("one", "two", "--output_dir", "out") == 0, "the same comparison may be made again"
+
+
+def test_json_is_alone_on_stdout(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    make("one")
+    make("two")
+    options = ("--output_dir", "out", "--report", "--format", "json")
+    assert compare("one", "two", *options, rewards=["sandbox-hps"]) == 0
+    streams = capsys.readouterr()
+    assert json.loads(streams.out)["rows"][0]["reward"] == "sandbox-hps"
+    assert "weights: Apache-2.0" in streams.err and "report: out/comparison.html" in streams.err
+
+
+def test_a_plan_scores_nothing(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make("one")
+    make("two", prompts=PROMPTS[:2])
+    before = sorted(tmp_path.rglob("*"))
+    assert compare("one", "two", "--dry-run") == 0
+    assert "plan: 12 and 8 images, 8 pairs of 2 prompts, 1 rewards" in capsys.readouterr().out
+    assert sorted(path for path in tmp_path.rglob("*") if "__pycache__" not in str(path)) == before
+
+
+def test_other_counts_and_other_prompts_are_left_out_and_told(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    make("one")
+    make("two", prompts=[*PROMPTS[:2], "something else"], n=3)
+    assert compare("one", "two") == 0
+    table = capsys.readouterr().out
+    assert "6 pairs of 2 prompts" in table
+    assert "6 images of A and 3 of B have no partner and are left out" in table
+    assert "2 of 2 common prompts have more images in one folder than in the other" in table
+    assert f"without a partner in A: 00000/{prompt_id(PROMPTS[0])}-0003.png" in table
+
+
+def test_other_seeds_are_warned_of(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    make("one")
+    make("two", seed=1)
+    assert compare("one", "two", "--output_dir", "out", "--report") == 0
+    assert "Warning: the seeds differ" in capsys.readouterr().out
+    page = text(Path("out/comparison.html").read_text())
+    assert "Warning: the seeds differ" in page
+    assert not any(f"{prompt} seed" in page for prompt in PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["one", "one"], "one and one are the same images; a comparison needs two"),
+        (["one", "one/samples"], "one and one/samples are the same images"),
+        (["one", "other"], "The first folder has 3 prompts (one is 'a red circle'), the second 1 prompts (one is 'x')"),
+        (["one", "nowhere"], "nowhere"),
+        (["one", "two", "--report"], "--report came without --output_dir"),
+        (
+            ["one", "two", "--output_dir", "out"],
+            "out/comparison.json compares three and four, and would be overwritten",
+        ),
+        (["one", "two", "--format", "yaml"], "--format"),
+    ],
+    ids=["same", "same-samples", "prompts", "missing", "report", "overwrite", "format"],
+)
+def test_mistakes_are_answered_before_the_work(
+    argv: list[str], message: str, make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make("one")
+    make("two")
+    make("other", prompts=["x"])
+    Path("out").mkdir()
+    Path("out/comparison.json").write_text('{"a": {"folder": "three"}, "b": {"folder": "four"}}')
+    assert compare(*argv) == 1
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not Path("calls.txt").exists()
+
+
+def test_an_unknown_reward_is_answered_with_the_nearest(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    make("one")
+    make("two")
+    assert compare("one", "two", rewards=["sandbox-hsp"]) == 1
+    assert "Nearest names: sandbox-hps" in capsys.readouterr().err
