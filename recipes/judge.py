@@ -16,7 +16,9 @@ from align.model import Sampling, TextToImage
 from align.report.page import DIVERSITY
 from align.samples import SampleRow, SampleStore
 from align.state import read_json, write_json
+from recipes.images import Item, sample_items
 from recipes.score import score
+from recipes.scoring import Engine, Problems
 from rewards.base import Embedder, Reward
 
 
@@ -73,15 +75,12 @@ class Judge:
             f"images {folder.name}",
         )
         place, device = folder / "scores", self.model.device
-        return Judged(
-            store,
-            store.rows(),
-            {
-                name: score(store, name, self.rewards[name], place, scoring, device, self.log, self.accelerator)
-                for name in names
-            },
-            n,
-        )
+        items = sample_items(store)
+        engines = {name: Engine(name, self.rewards[name], device, scoring) for name in names}
+        scores = {name: score(items, engine, place, self.log, self.accelerator) for name, engine in engines.items()}
+        for engine in engines.values():
+            check_all(engine.problems, items)
+        return Judged(store, store.rows(), scores, n)
 
     def compare(self, base: Judged, tuned: Judged, seed: int) -> list[Row]:
         """A row for each dimension of each reward that scored `base`, then one for diversity, where it can be told."""
@@ -115,6 +114,16 @@ class Judge:
             kept = made_by | {"distances": diversity(embeddings, torch.arange(len(judged.rows)) // judged.n).tolist()}
             write_json(path, kept)
         return torch.tensor(kept["distances"], dtype=torch.float64)
+
+
+def check_all(problems: Problems, items: Sequence[Item]) -> None:
+    """Refuse to go on where an image has no score: a selection or a comparison without it would be another one."""
+    for item in items:
+        if item.name in problems:
+            raise ValueError(
+                f"{item.found.name} ({item.text!r}) has no score: {problems[item.name]}. Mend the reward, or delete "
+                "the damaged image's folder and generate again, then run the same command: the other scores are kept."
+            )
 
 
 def recovered(base: Judged, tuned: Judged, selector: str, judged_by: str, seed: int) -> RecoveredGap:

@@ -1,14 +1,17 @@
-"""Score generated images, each reward into a file of its own.
+"""Score images, each reward into a file of its own.
 
     align score runs/base --rewards sandbox-hps sandbox.gold:Gold
+    align score photos --prompt "a red circle" --rewards sandbox-hps --report
 
-Reads a folder of samples (or a run, which has them in `samples/`) and writes `scores/SLUG.parquet` into it: image_id,
-model, and a float32 column for each dimension. Images with scores are not scored again; a killed run loses one batch.
+Takes a run, a folder of generated samples, or images of any origin (see recipes/images.py), and writes
+`scores/SLUG.parquet`: the image's id and model, and a float32 column for each dimension. Images with scores are not
+scored again; a killed run loses one batch. Images that cannot be read are told and left out.
 """
 
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,130 +21,121 @@ from torch import Tensor
 
 from align.device import pick_device, set_threads
 from align.log import Log
-from align.samples import SampleRow, SampleStore
 from recipes.configs.score import ScoreConfig
 from recipes.configuration import launch
+from recipes.critiques import Critiques
+from recipes.image_texts import Captions
+from recipes.images import Item, count_transparent, find_items, sample_items, store_of
 from recipes.reward_names import announce
-from recipes.score_file import Scores, key_of, merge, partials, read_scores
+from recipes.score_file import Scores, merge, partials, read_scores, write_partial
+from recipes.score_output import Scored, publish
+from recipes.scoring import Engine, Problems
 from recipes.settings import as_yaml
-from rewards.base import Reward
+from rewards.base import Critic, Reward
 from rewards.load import group_specs, load_rewards, slug
 
 
+@dataclass(frozen=True)
+class Work:
+    """What is to be scored, and where the scores go."""
+
+    items: Sequence[Item]
+    folder: Path
+
+
 def main(config: ScoreConfig, *, dry_run: bool = False) -> None:
-    """Score a folder by every reward that is named, and print their means."""
-    folder, names = config.images, group_specs(config.rewards)
-    store = SampleStore(folder / "samples" if (folder / "samples").is_dir() else folder)
-    rows = store.rows()
-    announce(names)
-    if dry_run:
-        print(f"{as_yaml(config)}plan: {len(rows):,} images, {len(names)} rewards, into {folder / 'scores'}")
-        return
-    device = pick_device(config.device)
-    accelerator = Accelerator(cpu=device.type == "cpu")
-    set_threads()
-    rewards = load_rewards(names, device)
-    with Log(folder, is_main=accelerator.is_main_process) as log:
-        run(store, rewards, folder / "scores", config.batch_size, device, log, accelerator)
+    """Score images by every reward that is named, and tell how the scores lie."""
+    names = group_specs(config.rewards)
+    with redirect_stdout(sys.stderr if config.format == "json" else sys.stdout):
+        announce(names)
+        work = gather(config)
+        if dry_run:
+            print(f"{as_yaml(config)}plan: {len(work.items):,} images, {len(names)} rewards, into {work.folder}")
+            return
+        device = pick_device(config.device)
+        accelerator = Accelerator(cpu=device.type == "cpu")
+        set_threads()
+        scored = run(config, work, load_rewards(names, device), device, accelerator)
+    if accelerator.is_main_process:
+        publish(config, scored, work.folder)
+    scored.check(config.strict)
+
+
+def gather(config: ScoreConfig) -> Work:
+    """The images, with their prompts; generated ones have theirs, and keep their order."""
+    names = [str(path) for path in config.images]
+    store = store_of(names)
+    if store is None:
+        items = find_items(names, Captions(config.prompt, config.prompts))
+        place = Path(names[0]) if len(names) == 1 and Path(names[0]).is_dir() else Path()
+    elif config.prompt is not None or config.prompts is not None:
+        raise ValueError(f"{names[0]} holds generated images, which have their prompts. Leave out --prompt, --prompts.")
+    else:
+        items, place = sample_items(store), Path(names[0])
+    if transparent := count_transparent(items):
+        print(f"{transparent:,} of {len(items):,} images have transparent parts; they are flattened on white.")
+    return Work(items, config.output_dir or place / "scores")
 
 
 def run(
-    store: SampleStore,
-    rewards: Mapping[str, Reward],
-    folder: Path,
-    batch_size: int,
-    device: torch.device,
-    log: Log,
-    accelerator: Accelerator,
-) -> dict[str, Float[Tensor, "image dimension"]]:
-    """Score a store by each reward, print the summary, and return the scores by the rewards' names; see `score`."""
-    scores = {
-        name: score(store, name, reward, folder, batch_size, device, log, accelerator)
-        for name, reward in rewards.items()
-    }
-    accelerator.print(summarise(scores, {name: reward.dimensions for name, reward in rewards.items()}))
-    return scores
+    config: ScoreConfig, work: Work, rewards: Mapping[str, Reward], device: torch.device, accelerator: Accelerator
+) -> Scored:
+    """Score by each reward; on built objects."""
+    problems: Problems = {}
+    scores: dict[str, Float[Tensor, "image dimension"]] = {}
+    critiques: dict[str, Critiques] = {}
+    with Log(work.folder, is_main=accelerator.is_main_process) as log:
+        for name, reward in rewards.items():
+            engine = Engine(name, reward, device, config.batch_size, problems)
+            if isinstance(reward, Critic) and (config.heatmaps or config.report):
+                critiques[name] = Critiques(work.folder / "heatmaps" / slug(name), reward.heatmaps)
+                engine.critiques = critiques[name]
+            scores[name] = score(work.items, engine, work.folder, log, accelerator)
+    dimensions = {name: reward.dimensions for name, reward in rewards.items()}
+    return Scored(work.items, scores, dimensions, problems, critiques)
 
 
 def score(
-    store: SampleStore,
-    name: str,
-    reward: Reward,
-    folder: Path,
-    batch_size: int,
-    device: torch.device,
-    log: Log,
-    accelerator: Accelerator,
+    items: Sequence[Item], engine: Engine, folder: Path, log: Log, accelerator: Accelerator
 ) -> Float[Tensor, "image dimension"]:
-    """Score a store's images by one reward into `folder/SLUG.parquet`, and return the scores in the store's order.
+    """Score images by one reward into `folder/SLUG.parquet`, and return the scores in their order.
 
     Batches are formed before anything is skipped or shared out, so a resumed run ends with the bits of one that was
-    never stopped, with any number of processes.
+    never stopped, with any number of processes. Scores of other images that the file has are kept.
 
     Arguments:
-        store: A complete store.
-        name: The reward's name on the command line; `rewards.load.slug` makes the file's name of it.
-        reward: What scores.
-        folder: For the file; scores of other images that it has are kept.
-        batch_size: Images scored at once.
-        device: Where the reward is.
+        items: The images.
+        engine: The reward, and how it is called; it notes what cannot be scored, whose rows here are NaN.
+        folder: For the file; `rewards.load.slug` makes its name of the reward's.
         log: Shows the progress, in images.
         accelerator: The processes that share the work, batch by batch.
 
     Raises:
-        ValueError: A score that is not finite or has another shape than promised, or a file with other dimensions.
+        ValueError: Scores of another shape than promised, or a file with other dimensions.
     """
-    rows, final = store.rows(), folder / f"{slug(name)}.parquet"
-    merge(final, rows, reward.dimensions, accelerator)
-    scores = read_scores(final, reward.dimensions)
+    keys, dimensions = [item.key for item in items], engine.reward.dimensions
+    final = folder / f"{slug(engine.name)}.parquet"
+    merge(final, keys, dimensions, accelerator)
+    known = read_scores(final, dimensions)
     own = partials(final) / f"{accelerator.process_index}.jsonl"
     own.parent.mkdir(exist_ok=True)
-    with own.open("a", encoding="utf-8") as file, log.progress(len(rows), f"score {name}") as progress:
-        for number, batch in enumerate(_batches(rows, batch_size)):
-            is_own = number % accelerator.num_processes == accelerator.process_index
-            if is_own and not all(key_of(row) in scores for row in batch):
-                new = _score(store, batch, name, reward, device)
-                file.write(json.dumps([[*key, *values] for key, values in new.items()]) + "\n")
-                file.flush()
+    batches = [items[start : start + engine.size] for start in range(0, len(items), engine.size)]
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    todo = [batch for batch in mine if not all(engine.is_done(item, known) for item in batch)]
+    engine.tell_again(items, known)
+    total = sum(map(len, mine))
+    done = total - sum(map(len, todo))
+    with own.open("a", encoding="utf-8") as file, log.progress(total, f"score {engine.name}", done) as progress:
+        for batch, new in engine.scores(todo):
+            write_partial(file, new)
             progress.update(len(batch))
     accelerator.wait_for_everyone()
-    merge(final, rows, reward.dimensions, accelerator)
-    scores = read_scores(final, reward.dimensions)
-    return torch.tensor([scores[key_of(row)] for row in rows])
+    merge(final, keys, dimensions, accelerator)
+    return _in_order(keys, read_scores(final, dimensions), len(dimensions))
 
 
-def summarise(scores: Mapping[str, Float[Tensor, "image _"]], dimensions: Mapping[str, Sequence[str]]) -> str:
-    """A table of the mean, the standard deviation and the number of scores of each reward and dimension."""
-    width = max(map(len, ["reward", *scores]))
-    lines = [f"{'reward':<{width}} {'dimension':<14} {'mean':>9} {'sd':>9} {'n':>9}"]
-    for name, values in scores.items():
-        means, sds = values.double().mean(0).tolist(), values.double().std(0, correction=0).tolist()
-        lines += [
-            f"{name:<{width}} {dimension:<14} {mean:>9.4f} {sd:>9.4f} {len(values):>9,}"
-            for dimension, mean, sd in zip(dimensions[name], means, sds, strict=True)
-        ]
-    return "\n".join(lines)
-
-
-def _batches(rows: Sequence[SampleRow], batch_size: int) -> Iterator[Sequence[SampleRow]]:
-    return (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
-
-
-def _score(store: SampleStore, rows: Sequence[SampleRow], name: str, reward: Reward, device: torch.device) -> Scores:
-    with torch.no_grad():
-        values = reward(store.load(rows).to(device), [row.text for row in rows]).float()
-    expected = (len(rows), len(reward.dimensions))
-    if tuple(values.shape) != expected:
-        raise ValueError(
-            f"{name} gave scores of shape {tuple(values.shape)} where (images, dimensions) are {expected}. Mend it."
-        )
-    for row, scores in zip(rows, values.tolist(), strict=True):
-        if not all(map(math.isfinite, scores)):
-            raise ValueError(
-                f"{name} gave {scores} for {row.path} ({row.text!r}); scores must be finite. Mend the reward or the "
-                "image and run the same command again: the scores so far are kept."
-            )
-    return dict(zip(map(key_of, rows), values.tolist(), strict=True))
+def _in_order(keys: Sequence[tuple[str, str]], scores: Scores, width: int) -> Float[Tensor, "image dimension"]:
+    return torch.tensor([scores.get(key, [float("nan")] * width) for key in keys])
 
 
 if __name__ == "__main__":

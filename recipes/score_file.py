@@ -1,24 +1,23 @@
 """The file of a reward's scores, `SLUG.parquet`, and what processes write beside it until it is complete."""
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate import Accelerator
 
-from align.samples import SampleRow
 from align.state import atomic_path
 
-Scores = dict[tuple[str, str], list[float]]
-"""One score for each dimension, by image id and model fingerprint."""
+Key = tuple[str, str]
+"""What an image's scores are found by: its id, and the fingerprint of the model that made it, if align made it."""
 
-
-def key_of(row: SampleRow) -> tuple[str, str]:
-    """What an image's scores are found by."""
-    return row.image_id, row.model
+Scores = dict[Key, list[float]]
+"""One score for each dimension; NaN, in the file null, for an image that cannot be read."""
 
 
 def partials(final: Path) -> Path:
@@ -26,18 +25,24 @@ def partials(final: Path) -> Path:
     return final.parent / f".{final.stem}"
 
 
-def merge(final: Path, rows: Sequence[SampleRow], dimensions: Sequence[str], accelerator: Accelerator) -> None:
-    """Put into the file, in the order of `rows`, what the processes of this or of a killed run have scored."""
+def merge(final: Path, keys: Sequence[Key], dimensions: Sequence[str], accelerator: Accelerator) -> None:
+    """Put into the file, in the order of `keys`, what the processes of this or of a killed run have scored."""
     if accelerator.is_main_process:
         final.parent.mkdir(parents=True, exist_ok=True)
         parts = [_read_partial(path, dimensions) for path in sorted(partials(final).glob("*.jsonl"))]
         before = read_scores(final, dimensions)
         scores = before | {key: values for part in parts for key, values in part.items()}
         if scores != before:
-            order = dict.fromkeys([*map(key_of, rows), *scores])
+            order = dict.fromkeys([*keys, *scores])
             _write_final(final, {key: scores[key] for key in order if key in scores}, dimensions)
         shutil.rmtree(partials(final), ignore_errors=True)
     accelerator.wait_for_everyone()
+
+
+def write_partial(file: TextIO, scores: Scores) -> None:
+    """Add a batch to what a process has scored."""
+    file.write(json.dumps([[*key, *values] for key, values in scores.items()]) + "\n")
+    file.flush()
 
 
 def _read_partial(path: Path, dimensions: Sequence[str]) -> Scores:
@@ -69,12 +74,16 @@ def read_scores(path: Path, dimensions: Sequence[str]) -> Scores:
         raise ValueError(
             f"{path} has the columns {table.column_names} where {expected} belong. Move it away and run again."
         )
-    return {(image_id, model): scores for image_id, model, *scores in zip(*table.to_pydict().values(), strict=True)}
+    rows = zip(*table.to_pydict().values(), strict=True)
+    return {
+        (image_id, model): [math.nan if score is None else score for score in scores]
+        for image_id, model, *scores in rows
+    }
 
 
 def _write_final(path: Path, scores: Scores, dimensions: Sequence[str]) -> None:
     image_ids, models = zip(*scores, strict=True)
-    columns = [pa.array(column, pa.float32()) for column in zip(*scores.values(), strict=True)]
+    columns = [pa.array(column, pa.float32(), from_pandas=True) for column in zip(*scores.values(), strict=True)]
     table = pa.table([pa.array(image_ids), pa.array(models), *columns], names=["image_id", "model", *dimensions])
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary)

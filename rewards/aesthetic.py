@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rewards.base import Images, Reward, check_pairs
+from rewards.base import PixelReward
 from rewards.clip import ClipNetwork, load_clip
 
 HEAD = "aesthetic_head.safetensors"
@@ -23,7 +23,7 @@ WIDTHS = (1024, 128, 64, 16, 1)
 
 
 @final
-class Aesthetic(Reward):
+class Aesthetic(PixelReward):
     """How beautiful people find the image, about 1 to 10. It does not look at the prompt.
 
     Arguments:
@@ -46,13 +46,11 @@ class Aesthetic(Reward):
         """Shorter side to the network's size, centre crop, normalise."""
         return self.network.image.apply(image)
 
-    def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "batch 1"]:
-        """The predicted rating of each image."""
-        check_pairs(images, prompts)
-        return self.score_pixels(self.network.preprocess(images))
-
-    def score_pixels(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 1"]:
-        """Score images that are preprocessed."""
+    def score_pixels(
+        self, pixels: Float[Tensor, "batch 3 size size"], prompts: Sequence[str]
+    ) -> Float[Tensor, "batch 1"]:
+        """The predicted rating of each image; the prompts are not looked at."""
+        del prompts
         return self.head(self.network.encode_pixels(pixels))
 
 

@@ -37,6 +37,19 @@ class Reward(ABC):
         """Score image i against prompt i, all dimensions in one pass. A sequence of images may mix sizes."""
 
 
+class PixelReward(Reward):
+    """A reward that also takes images which are preprocessed: worker threads can do that part ahead of it."""
+
+    @abstractmethod
+    def score_pixels(self, pixels: Float[Tensor, "batch 3 _ _"], prompts: Sequence[str]) -> Float[Tensor, "batch _"]:
+        """Score what `preprocess` made of the images, stacked, on any device and in any precision."""
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "batch dimension"]:
+        """Score image i against prompt i, all dimensions in one pass. A sequence of images may mix sizes."""
+        check_pairs(images, prompts)
+        return self.score_pixels(torch.stack([self.preprocess(image) for image in images]), prompts)
+
+
 @dataclass(frozen=True)
 class Critique:
     """What a critic says about a batch of images.

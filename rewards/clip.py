@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from rewards.base import Embedder, Images, Reward, check_images, check_pairs
+from rewards.base import Embedder, Images, PixelReward, check_images
 from rewards.image import (
     center_crop,
     center_pad,
@@ -98,18 +98,18 @@ class ClipNetwork:
     tokenize: Tokenize
     image: ImageConfig
 
-    def preprocess(self, images: Images) -> Float[Tensor, "batch 3 size size"]:
-        """The pixels that the network sees of images of any sizes, in its precision."""
+    def cast(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
+        """Pixels where the network is, and in its precision."""
         parameter = self.model.logit_scale
-        return torch.stack([self.image.apply(image) for image in images]).to(parameter.device, parameter.dtype)
+        return pixels.to(parameter.device, parameter.dtype)
 
     def encode_pixels(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch dim"]:
         """Encode images that are preprocessed."""
-        return unit(self.model.encode_image(pixels))
+        return unit(self.model.encode_image(self.cast(pixels)))
 
     def embed_images(self, images: Images) -> Float[Tensor, "batch dim"]:
         """Preprocess and encode images of any sizes."""
-        return self.encode_pixels(self.preprocess(images))
+        return self.encode_pixels(torch.stack([self.image.apply(image) for image in images]))
 
     def embed_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "batch dim"]:
         """Encode prompts, each different one once."""
@@ -123,14 +123,15 @@ class ClipNetwork:
         """The factor that cosines are multiplied by in training, near 100 in the published networks."""
         return promote(self.model.logit_scale).exp()
 
-    def cosines(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " batch"]:
-        """The cosine between image i and prompt i, in [-1, 1]."""
-        check_pairs(images, prompts)
-        return (self.embed_images(images) * self.embed_prompts(prompts)).sum(-1)
+    def cosines(
+        self, pixels: Float[Tensor, "batch 3 size size"], prompts: Sequence[str]
+    ) -> Float[Tensor, " batch"]:
+        """The cosine between preprocessed image i and prompt i, in [-1, 1]."""
+        return (self.encode_pixels(pixels) * self.embed_prompts(prompts)).sum(-1)
 
 
 @final
-class ClipScore(Reward, Embedder):
+class ClipScore(PixelReward, Embedder):
     """The cosine between a CLIP's image and text features, in [-1, 1] (Radford et al., arXiv 2103.00020).
 
     This is the raw cosine, without the factor 2.5 and the clipping at zero of CLIPScore (Hessel et al., arXiv
@@ -152,9 +153,11 @@ class ClipScore(Reward, Embedder):
         """Open_clip's evaluation transform of this network."""
         return self.network.image.apply(image)
 
-    def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "batch 1"]:
+    def score_pixels(
+        self, pixels: Float[Tensor, "batch 3 size size"], prompts: Sequence[str]
+    ) -> Float[Tensor, "batch 1"]:
         """The cosine of each pair."""
-        return self.network.cosines(images, prompts)[:, None]
+        return self.network.cosines(pixels, prompts)[:, None]
 
     def embed(self, images: Images) -> Float[Tensor, "batch dim"]:
         """Image features of unit length."""

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards.base import Images, Reward
+from rewards.base import PixelReward
 from rewards.clip import load_clip
 
 
 @final
-class HPS(Reward):
+class HPS(PixelReward):
     """The raw cosine of the tuned CLIP, in [-1, 1]; multiply by 100 for the scale of the paper's tables.
 
     HPS v1 has the architecture and the arithmetic of CLIP; all that it learned is in the weights (`training/choice.py`
@@ -35,6 +35,8 @@ class HPS(Reward):
         """Shorter side to the network's size, centre crop, normalise, as the configuration beside the weights says."""
         return self.network.image.apply(image)
 
-    def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "batch 1"]:
+    def score_pixels(
+        self, pixels: Float[Tensor, "batch 3 size size"], prompts: Sequence[str]
+    ) -> Float[Tensor, "batch 1"]:
         """How well people would like each image for its prompt."""
-        return self.network.cosines(images, prompts)[:, None]
+        return self.network.cosines(pixels, prompts)[:, None]

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards.base import Images, Reward
+from rewards.base import PixelReward
 from rewards.clip import load_clip
 
 
 @final
-class HPSv2(Reward):
+class HPSv2(PixelReward):
     """The raw cosine of the tuned CLIP, in [-1, 1]; multiply by 100 for the scale of the paper's tables.
 
     Version 2.0 and 2.1 differ in their weights alone, and their scales cannot be compared; nor, say the authors, can
@@ -43,6 +43,8 @@ class HPSv2(Reward):
         """Longer side to the network's size as a tensor of floats, black border, normalise."""
         return self.network.image.apply(image)
 
-    def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "batch 1"]:
+    def score_pixels(
+        self, pixels: Float[Tensor, "batch 3 size size"], prompts: Sequence[str]
+    ) -> Float[Tensor, "batch 1"]:
         """How well people would like each image for its prompt."""
-        return self.network.cosines(images, prompts)[:, None]
+        return self.network.cosines(pixels, prompts)[:, None]

@@ -11,7 +11,7 @@ from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-from rewards.base import Images, Reward, check_pairs
+from rewards.base import PixelReward
 from rewards.image import center_crop, normalise, resize_shortest
 from rewards.weights import load_tokenizer, load_weights, read_config, shapes, translate
 
@@ -74,7 +74,7 @@ class ImageRewardNetwork(nn.Module):
 
 
 @final
-class ImageReward(Reward):
+class ImageReward(PixelReward):
     """The score of Xu et al. (arXiv 2304.05977), standardised as published: about -2 to 2, mean 0 on their data.
 
     Arguments:
@@ -108,12 +108,12 @@ class ImageReward(Reward):
         image = image.to(torch.promote_types(image.dtype, torch.float32))
         return normalise(center_crop(resize_shortest(image, size), size), OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
 
-    def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "batch 1"]:
+    def score_pixels(
+        self, pixels: Float[Tensor, "batch 3 size size"], prompts: Sequence[str]
+    ) -> Float[Tensor, "batch 1"]:
         """How well each image suits its prompt and people's taste, in standard deviations of the authors' data."""
-        check_pairs(images, prompts)
         parameter = next(self.network.parameters())
-        pixels = torch.stack([self.preprocess(image) for image in images]).to(parameter.device, parameter.dtype)
-        raw = self.network(pixels, *self.tokenize(prompts))
+        raw = self.network(pixels.to(parameter.device, parameter.dtype), *self.tokenize(prompts))
         return ((raw.to(torch.promote_types(raw.dtype, torch.float32)) - MEAN) / SD)[:, None]
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Int[Tensor, "batch 35"], Bool[Tensor, "batch 35"]]:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rewards.base import Images, Reward, check_pairs
+from rewards.base import PixelReward
 from rewards.clip import CONFIG, load_clip, promote, unit
 from rewards.mps_fusion import Fusion, cast
 from rewards.tokens import transformers_tokenizer
@@ -49,7 +49,7 @@ class Texts(NamedTuple):
 
 
 @final
-class MPS(Reward):
+class MPS(PixelReward):
     """The cosine between prompt and fused image, times the exponential of the logit scale: about 0 to 15.
 
     A condition lets through only the tokens of the prompt that are relevant to it: whose largest product with any token
@@ -96,17 +96,12 @@ class MPS(Reward):
         """Shorter side to the network's size as PIL does, centre crop as transformers does, normalise."""
         return self.network.image.apply(image)
 
-    def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "batch dimension"]:
-        """How well each image does for its prompt in every dimension."""
-        check_pairs(images, prompts)
-        return self.score_pixels(self.network.preprocess(images), prompts)
-
     def score_pixels(
         self, pixels: Float[Tensor, "batch 3 size size"], prompts: Sequence[str]
     ) -> Float[Tensor, "batch dimension"]:
-        """Score images that are preprocessed: each image and each different text passes its tower once."""
+        """How well each image does in every dimension; each image and each different text passes its tower once."""
         prompt, condition = self._read(prompts)
-        image = image_tokens(self.network.model, pixels)
+        image = image_tokens(self.network.model, self.network.cast(pixels))
         count = len(self._conditions)
         keep = relevance(prompt.tokens, condition.tokens) > self._tau
         seen = self.fusion(

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards.base import Images, Reward
+from rewards.base import PixelReward
 from rewards.clip import load_clip
 from rewards.tokens import transformers_tokenizer
 
 
 @final
-class PickScore(Reward):
+class PickScore(PixelReward):
     """The cosine times the exponential of the network's own logit scale: about 18 to 23.
 
     The softmax over images of one prompt is the probability that each is picked.
@@ -38,6 +38,8 @@ class PickScore(Reward):
         """Shorter side to the network's size as PIL does, centre crop as transformers does, normalise."""
         return self.network.image.apply(image)
 
-    def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "batch 1"]:
+    def score_pixels(
+        self, pixels: Float[Tensor, "batch 3 size size"], prompts: Sequence[str]
+    ) -> Float[Tensor, "batch 1"]:
         """How readily each image would be picked for its prompt."""
-        return self.network.scale * self.network.cosines(images, prompts)[:, None]
+        return self.network.scale * self.network.cosines(pixels, prompts)[:, None]

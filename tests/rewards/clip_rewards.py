@@ -60,17 +60,6 @@ def golden_reward(name: str, folder: Path, gains: Sequence[Any] | None = None, *
             return MPS(folder, CPU, **options)
 
 
-def score_pixels(reward: ClipReward, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Score pictures that are preprocessed: `batch dimension`."""
-    if isinstance(reward, MPS):
-        return reward.score_pixels(pixels, prompts)
-    if isinstance(reward, Aesthetic):
-        return reward.score_pixels(pixels)
-    network: ClipNetwork = reward.network
-    cosines = (network.encode_pixels(pixels) * network.embed_prompts(prompts)).sum(-1, keepdim=True)
-    return cosines * network.scale if isinstance(reward, PickScore) else cosines
-
-
 def save_tiny_rewards(folder: Path) -> None:
     """Networks for the contract: `full-vocabulary`, `aesthetic` and `mps`. Cosines are not magnified."""
     for seed, name in enumerate(("full-vocabulary", "aesthetic", "mps"), start=2):

@@ -83,7 +83,7 @@ def test_a_network_is_frozen_until_its_trainer_thaws_it(folder: Path) -> None:
     assert not network.model.training
     assert not any(parameter.requires_grad for parameter in network.model.parameters())
     network.model.requires_grad_(True)
-    network.cosines(_tensors(_pictures()), PROMPTS).sum().backward()
+    (network.embed_images(_tensors(_pictures())) * network.embed_prompts(PROMPTS)).sum().backward()
     assert network.model.get_parameter("text_projection").grad is not None
     assert network.model.get_parameter("visual.conv1.weight").grad is not None
 

@@ -16,7 +16,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from rewards.clip import ImageConfig
 from rewards.tokens import Tokenize, openai_tokenizer, transformers_tokenizer
 from tests.rewards import golden
-from tests.rewards.clip_rewards import ClipReward, golden_reward, score_pixels
+from tests.rewards.clip_rewards import ClipReward, golden_reward
 
 MEAN, STD = list(ImageConfig(224).mean), list(ImageConfig(224).std)
 BICUBIC = transforms.InterpolationMode.BICUBIC
@@ -115,7 +115,7 @@ def test_scores_on_the_official_pixels(name: str, rewards: dict[str, ClipReward]
     run, column, _, tolerance = CASES[name]
     rows = golden.run(f"{run}_small")["pairs"]
     images, prompts = _pairs(rows)
-    scores = score_pixels(rewards[name], official_pixels(name)[images], prompts)[:, 0]
+    scores = rewards[name].score_pixels(official_pixels(name)[images], prompts)[:, 0]
     expected = expected_scores(rows, column)
     assert expected.std() > 1000 * tolerance
     torch.testing.assert_close(scores, expected, atol=tolerance, rtol=0)
@@ -127,7 +127,7 @@ def test_scores_that_see_a_wrong_epsilon(name: str, tmp_path: Path) -> None:
     content = golden.run(f"{run}_small_eps")
     reward = golden_reward(run, tmp_path, content["gains"], **options)
     images, prompts = _pairs(content["pairs"])
-    scores = score_pixels(reward, official_pixels(name)[images], prompts)[:, 0]
+    scores = reward.score_pixels(official_pixels(name)[images], prompts)[:, 0]
     torch.testing.assert_close(scores, expected_scores(content["pairs"], column), atol=tolerance, rtol=0)
 
 
@@ -151,7 +151,7 @@ def test_the_gradient_of_hps_v2(rewards: dict[str, ClipReward]) -> None:
 def assert_gradient(reward: ClipReward, expected: dict[str, Any]) -> None:
     """The score's gradient at given pixels is the authors' to 1e-4 of its length."""
     pixels = golden.gradient_input(224).requires_grad_()
-    score = score_pixels(reward, pixels, [golden.prompts()[expected["prompt"]]])[0, 0]
+    score = reward.score_pixels(pixels, [golden.prompts()[expected["prompt"]]])[0, 0]
     (gradient,) = torch.autograd.grad(score, pixels)
     torch.testing.assert_close(score.item(), expected["score"], rtol=1e-4, atol=2e-6)
     torch.testing.assert_close(gradient.norm().item(), expected["grad_l2"], rtol=1e-4, atol=0.0)

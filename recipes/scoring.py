@@ -1,0 +1,153 @@
+"""How a reward is called on many images: read and preprocessed by threads ahead of it, in batches that fit the memory."""
+
+import math
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from recipes.critiques import Critiques
+from recipes.images import FOREIGN, Item
+from recipes.score_file import Key, Scores
+from rewards.base import Critic, PixelReward, Reward
+
+AUTOMATIC_BATCH = 64
+"""Images at once where the user says nothing, halved as often as the memory asks for it."""
+THREADS = 4
+AHEAD = 2
+"""Batches that are read while one is scored."""
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""What allocators say that have no error of their own."""
+
+Problems = dict[str, str]
+"""What cannot be scored: the image's name and the reason."""
+Read = tuple[Item, Tensor | None]
+
+
+@dataclass
+class Engine:
+    """A reward and how it is called.
+
+    Attributes:
+        name: On the command line.
+        reward: What scores.
+        device: Where it is.
+        batch_size: Images at once; None begins with `AUTOMATIC_BATCH` and halves it where the memory is too small.
+        problems: What cannot be scored is added here, and told once.
+        critiques: Where maps and words are kept, if they are wanted.
+    """
+
+    name: str
+    reward: Reward
+    device: torch.device
+    batch_size: int | None = None
+    problems: Problems = field(default_factory=dict[str, str])
+    critiques: Critiques | None = None
+    _fits: int = AUTOMATIC_BATCH
+
+    @property
+    def size(self) -> int:
+        """Images of a batch."""
+        return self.batch_size or AUTOMATIC_BATCH
+
+    def is_done(self, item: Item, known: Mapping[Key, Sequence[float]]) -> bool:
+        """Whether nothing is left to do for an image."""
+        return item.key in known and (self.critiques is None or self.critiques.has(item.name))
+
+    def scores(self, batches: Sequence[Sequence[Item]]) -> Iterator[tuple[Sequence[Item], Scores]]:
+        """Each batch with the scores of those of its images that have any."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            waiting: deque[tuple[Sequence[Item], list[Future[Read]]]] = deque()
+            for batch in batches:
+                waiting.append((batch, [pool.submit(self._read, item) for item in batch]))
+                if len(waiting) > AHEAD:
+                    yield self._finish(*waiting.popleft())
+            while waiting:
+                yield self._finish(*waiting.popleft())
+
+    def _read(self, item: Item) -> Read:
+        """What the reward is given of an image, in a thread; None where it cannot be read."""
+        try:
+            image = item.image()
+        except (ValueError, OSError) as error:
+            self._tell(item, str(error))
+            return item, None
+        whole = self.critiques is not None or not isinstance(self.reward, PixelReward)
+        with torch.no_grad():
+            return item, image if whole else self.reward.preprocess(image)
+
+    def _finish(self, batch: Sequence[Item], reading: Sequence[Future[Read]]) -> tuple[Sequence[Item], Scores]:
+        read = [future.result() for future in reading]
+        whole = [(item, tensor) for item, tensor in read if tensor is not None]
+        found = self._unreadable([item for item, tensor in read if tensor is None])
+        position = 0
+        while position < len(whole):
+            part = whole[position : position + (self.batch_size or self._fits)]
+            try:
+                values = self._call([tensor for _, tensor in part], [item for item, _ in part])
+            except RuntimeError as error:
+                self._shrink(error, len(part))
+                continue
+            found |= self._finite(dict(zip([item for item, _ in part], values.tolist(), strict=True)))
+            position += len(part)
+        return batch, found
+
+    @torch.no_grad()
+    def _call(self, tensors: Sequence[Tensor], items: Sequence[Item]) -> Float[Tensor, "image dimension"]:
+        prompts = [item.text for item in items]
+        if self.critiques is not None:
+            assert isinstance(self.reward, Critic)
+            critique = self.reward.critique([tensor.to(self.device) for tensor in tensors], prompts)
+            self.critiques.write([item.name for item in items], tensors, critique)
+            values = critique.scores
+        elif isinstance(self.reward, PixelReward):
+            values = self.reward.score_pixels(torch.stack(list(tensors)).to(self.device), prompts)
+        else:
+            values = self.reward([tensor.to(self.device) for tensor in tensors], prompts)
+        expected = (len(items), len(self.reward.dimensions))
+        if tuple(values.shape) != expected:
+            raise ValueError(
+                f"{self.name} gave scores of shape {tuple(values.shape)} where (images, dimensions) are {expected}. "
+                "Mend it."
+            )
+        return values.float().cpu()
+
+    def _finite(self, scores: Mapping[Item, list[float]]) -> Scores:
+        """The scores that are numbers; of the others the image is named."""
+        for item, values in scores.items():
+            if not all(map(math.isfinite, values)):
+                said = dict(zip(self.reward.dimensions, values, strict=True))
+                self._tell(item, f"{self.name} gave {said}; scores must be finite")
+        return {item.key: values for item, values in scores.items() if all(map(math.isfinite, values))}
+
+    def _unreadable(self, items: Sequence[Item]) -> Scores:
+        """Files of others that cannot be read are kept as such, and not tried again until they change."""
+        return {item.key: [math.nan] * len(self.reward.dimensions) for item in items if item.key[1] == FOREIGN}
+
+    def tell_again(self, items: Sequence[Item], known: Scores) -> None:
+        """Name the images that an earlier run could not read."""
+        for item in items:
+            if item.key in known and math.isnan(known[item.key][0]):
+                self._read(item)
+
+    def _tell(self, item: Item, reason: str) -> None:
+        if item.name not in self.problems:
+            self.problems[item.name] = reason
+            print(f"not scored: {item.name}: {reason}", file=sys.stderr)
+
+    def _shrink(self, error: RuntimeError, count: int) -> None:
+        """Go on with smaller parts where the memory was too small; any other error goes its way."""
+        if not (isinstance(error, torch.OutOfMemoryError) or any(words in str(error).lower() for words in NO_MEMORY)):
+            raise error
+        if self.batch_size is not None or count == 1:
+            raise ValueError(
+                f"{self.name} has no memory for {count} images at once on {self.device}. Give a smaller --batch_size, "
+                "or leave it out to have it found."
+            ) from error
+        self._fits = max(1, count // 2)
+        print(f"{self.name}: no memory for {count} images at once; going on with {self._fits}.", file=sys.stderr)

@@ -1,0 +1,69 @@
+"""Image files of any kind as the RGB in [0, 1] that rewards score.
+
+The picture is turned as its EXIF orientation says, transparency is flattened on white, a grey one has three equal
+channels, and 16 bits a channel keep their precision where Pillow reads them (grey ones; of colour it reads 8 bits).
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageOps
+from torch import Tensor
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+"""Of files that are taken for images."""
+
+BAD = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+"""What Pillow raises for a file that it cannot, or had better not, read."""
+
+
+def read_image(file: Path | bytes) -> Float[Tensor, "3 h w"]:
+    """Decode a file, or the bytes of one.
+
+    Raises:
+        ValueError: An empty, truncated or damaged file, none of an image, an animation, or one of more pixels than
+            Pillow takes for safe (about 179 million).
+    """
+    content = file if isinstance(file, bytes) else file.read_bytes()
+    if not content:
+        raise ValueError("The file is empty; it must hold an image. Restore it.")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            frames = getattr(image, "n_frames", 1)
+            if frames == 1:
+                return _tensor(ImageOps.exif_transpose(image))
+    except BAD as error:
+        raise ValueError(f"It cannot be read as an image ({error}). Restore the file, or leave it out.") from error
+    raise ValueError(f"It is an animation of {frames} frames; a score is of one picture. Save the frame that you mean.")
+
+
+def has_transparency(content: bytes) -> bool:
+    """Whether `read_image` flattens the image on white; False for a file that cannot be read."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return image.has_transparency_data
+    except BAD:
+        return False
+
+
+def _tensor(image: Image.Image) -> Float[Tensor, "3 h w"]:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        grey = torch.from_numpy(_deep(image)).expand(3, -1, -1)
+        return grey.clone()
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    pixels = np.asarray(image.convert("RGB"))
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+
+
+def _deep(image: Image.Image) -> Float[np.ndarray, "h w"]:
+    """Grey of more than 8 bits: whole numbers up to 65,535, or fractions up to 1."""
+    values = np.asarray(image).astype(np.float32)
+    values = values if image.mode == "F" else values / 65535
+    if values.min() < 0 or values.max() > 1:
+        raise ValueError(f"grey levels from {values.min():g} to {values.max():g} where 0 is black and 1 is white")
+    return values
