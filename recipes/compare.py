@@ -8,6 +8,7 @@ bootstrap intervals over prompts.
 """
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
@@ -23,15 +24,19 @@ from align.device import pick_device, set_threads
 from align.log import Log
 from align.report.comparison import ComparisonReport, write_comparison
 from align.report.page import Pair
-from align.samples import SampleRow, SampleStore
+from align.samples import SampleRow
 from align.state import read_json, write_json
 from recipes.comparison import Compared, compare_pairs
 from recipes.comparison_text import as_json, as_table, notes
 from recipes.configs.compare import CompareConfig
 from recipes.configuration import launch
+from recipes.image_texts import Captions
+from recipes.images import Item, find_items, sample_items, store_of
+from recipes.judge import check_all
 from recipes.pairing import Entry, Pairing, pair
 from recipes.reward_names import announce
 from recipes.score import score
+from recipes.scoring import Engine
 from recipes.settings import as_yaml
 from rewards.base import Reward
 from rewards.load import group_specs, load_rewards
@@ -45,15 +50,16 @@ class Side:
     """One of the two folders."""
 
     folder: Path
-    store: SampleStore
+    items: Sequence[Item]
     rows: Sequence[SampleRow]
+    """Of generated images, one for each item; none of others."""
 
     def entries(self) -> list[Entry]:
         """The images as pairing sees them."""
-        return [
-            Entry(str(row.path.relative_to(self.store.folder)), row.text, row.sample_index, row.seed)
-            for row in self.rows
-        ]
+        if not self.rows:
+            return [Entry(os.path.relpath(item.name, self.folder), item.text) for item in self.items]
+        pairs = zip(self.items, self.rows, strict=True)
+        return [Entry(item.name, item.text, row.sample_index, row.seed) for item, row in pairs]
 
 
 def main(config: CompareConfig, *, dry_run: bool = False) -> None:
@@ -65,7 +71,7 @@ def main(config: CompareConfig, *, dry_run: bool = False) -> None:
     with redirect_stdout(sys.stderr if config.format == "json" else sys.stdout):
         announce(names)
     if dry_run:
-        images = " and ".join(f"{len(side.rows):,}" for side in sides)
+        images = " and ".join(f"{len(side.items):,}" for side in sides)
         pairs = f"{len(pairing.pairs):,} pairs of {len(pairing.prompts):,} prompts"
         print(f"{as_yaml(config)}plan: {images} images, {pairs}, {len(names)} rewards")
         return
@@ -77,18 +83,23 @@ def main(config: CompareConfig, *, dry_run: bool = False) -> None:
 
 def open_sides(config: CompareConfig) -> tuple[Side, Side]:
     """Both folders; the same one twice is a mistake."""
-    first, second = open_side(config.images_a), open_side(config.images_b)
-    if first.store.folder.resolve() == second.store.folder.resolve():
+    captions = Captions(config.prompt, config.prompts)
+    first, second = (open_side(folder, captions) for folder in (config.images_a, config.images_b))
+    if first.folder.resolve() == second.folder.resolve():
         raise ValueError(
             f"{config.images_a} and {config.images_b} are the same images; a comparison needs two. Give another."
         )
     return first, second
 
 
-def open_side(folder: Path) -> Side:
-    """The images of a run, which has them in `samples/`, or of a folder of samples."""
-    store = SampleStore(folder / "samples" if (folder / "samples").is_dir() else folder)
-    return Side(folder, store, store.rows())
+def open_side(folder: Path, captions: Captions) -> Side:
+    """The images of a run, which has them in `samples/`, of a folder of samples, or any in a folder with prompts."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; give two folders with images.")
+    store = store_of([str(folder)])
+    if store is None:
+        return Side(folder, find_items([str(folder)], captions), ())
+    return Side(folder, sample_items(store), store.rows())
 
 
 def check_place(config: CompareConfig) -> None:
@@ -124,15 +135,16 @@ def run(
 
 
 def score_side(
-    side: Side, rewards: Mapping[str, Reward], batch_size: int, device: torch.device, accelerator: Accelerator
+    side: Side, rewards: Mapping[str, Reward], batch_size: int | None, device: torch.device, accelerator: Accelerator
 ) -> dict[str, Float[Tensor, "image dimension"]]:
     """The scores of one folder, read where they are there already."""
     place = side.folder / "scores"
     with Log(side.folder, is_main=accelerator.is_main_process) as log:
-        return {
-            name: score(side.store, name, reward, place, batch_size, device, log, accelerator)
-            for name, reward in rewards.items()
-        }
+        engines = {name: Engine(name, reward, device, batch_size) for name, reward in rewards.items()}
+        scores = {name: score(side.items, engine, place, log, accelerator) for name, engine in engines.items()}
+    for name, engine in engines.items():
+        check_all(side.items, scores[name], engine.problems)
+    return scores
 
 
 def publish(config: CompareConfig, sides: tuple[Side, Side], pairing: Pairing, compared: Sequence[Compared]) -> None:
@@ -176,10 +188,11 @@ def page(
 
 def draw(sides: tuple[Side, Side], pairing: Pairing, headline: Compared, position: int) -> Pair:
     """Both images of a pair."""
-    rows = [side.rows[place] for side, place in zip(sides, pairing.pairs[position], strict=True)]
-    images = [side.store.load([row])[0] for side, row in zip(sides, rows, strict=True)]
-    seed = rows[0].seed if rows[0].seed == rows[1].seed else None
-    return Pair(rows[0].text, seed, images[0], images[1], *headline.scores[position].tolist())
+    places = pairing.pairs[position]
+    items = [side.items[place] for side, place in zip(sides, places, strict=True)]
+    seeds = {side.rows[place].seed if side.rows else None for side, place in zip(sides, places, strict=True)}
+    seed = seeds.pop() if len(seeds) == 1 else None
+    return Pair(items[0].text, seed, items[0].image(), items[1].image(), *headline.scores[position].tolist())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What critics say of images, on disk: a folder for each image, with its heatmaps, these over the picture, and words."""
+"""What critics say of images, on disk: a folder for each image, with heatmaps, these over the picture, and words."""
 
 import json
 from collections.abc import Sequence

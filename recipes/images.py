@@ -19,7 +19,6 @@ from recipes.image_sources import Found, read_folder, read_parquet, read_tar
 from recipes.image_texts import Captions
 from rewards.image_file import SUFFIXES, has_transparency, read_image
 
-
 FOREIGN = ""
 """In place of the fingerprint of a model: the image is known by its content."""
 

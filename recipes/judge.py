@@ -78,8 +78,8 @@ class Judge:
         items = sample_items(store)
         engines = {name: Engine(name, self.rewards[name], device, scoring) for name in names}
         scores = {name: score(items, engine, place, self.log, self.accelerator) for name, engine in engines.items()}
-        for engine in engines.values():
-            check_all(engine.problems, items)
+        for name, engine in engines.items():
+            check_all(items, scores[name], engine.problems)
         return Judged(store, store.rows(), scores, n)
 
     def compare(self, base: Judged, tuned: Judged, seed: int) -> list[Row]:
@@ -116,13 +116,14 @@ class Judge:
         return torch.tensor(kept["distances"], dtype=torch.float64)
 
 
-def check_all(problems: Problems, items: Sequence[Item]) -> None:
+def check_all(items: Sequence[Item], scores: Float[Tensor, "image dimension"], problems: Problems) -> None:
     """Refuse to go on where an image has no score: a selection or a comparison without it would be another one."""
-    for item in items:
-        if item.name in problems:
+    for item, values in zip(items, scores, strict=True):
+        if values.isnan().any():
+            reason = problems.get(item.name, "another process says why")
             raise ValueError(
-                f"{item.found.name} ({item.text!r}) has no score: {problems[item.name]}. Mend the reward, or delete "
-                "the damaged image's folder and generate again, then run the same command: the other scores are kept."
+                f"{item.found.name} ({item.text!r}) has no score: {reason}. Mend the reward or the image and run the "
+                "same command again: the scores so far are kept."
             )
 
 

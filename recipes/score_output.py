@@ -47,17 +47,23 @@ class Scored:
     critiques: Mapping[str, Critiques]
 
     def columns(self) -> dict[str, list[float | None]]:
-        """"REWARD DIMENSION" -> a score for each image."""
+        """ "REWARD DIMENSION" -> a score for each image."""
         return {
             f"{name} {dimension}": [None if math.isnan(value) else value for value in values[:, index].tolist()]
             for name, values in self.scores.items()
             for index, dimension in enumerate(self.dimensions[name])
         }
 
+    def skipped(self) -> dict[str, str]:
+        """The images that lack a score, each with the reason (which another process may have told)."""
+        lacking = torch.stack([values.isnan().any(1) for values in self.scores.values()]).any(0).tolist()
+        names = [item.name for item, lacks in zip(self.items, lacking, strict=True) if lacks]
+        return {name: self.problems.get(name, "named above") for name in names}
+
     def check(self, strict: bool) -> None:
-        """Raise a ValueError where no image has a score or, if `strict`, where one has none."""
-        left_out = len({item.name for item in self.items} & set(self.problems))
-        if left_out and (strict or left_out == len(self.items)):
+        """Raise a ValueError where no image has all its scores or, if `strict`, where one has not."""
+        left_out = len(self.skipped())
+        if left_out and (strict or left_out == len({item.name for item in self.items})):
             raise ValueError(f"{left_out:,} of {len(self.items):,} images were left out; they are named above.")
 
 
@@ -108,8 +114,8 @@ def as_table(scored: Scored, columns: Mapping[str, Sequence[float | None]]) -> s
     lines += [f"best by {first}:"] if best else []
     lines += [f"  {value:9.4f}  {name}, of {count}: {text[:80]}" for name, value, count, text in best[:BEST_SHOWN]]
     lines += [f"  and of {len(best) - BEST_SHOWN:,} more prompts"] if len(best) > BEST_SHOWN else []
-    missing = sum(item.name in scored.problems for item in scored.items)
-    lines += [f"{missing:,} of {len(scored.items):,} images were left out; they are named above."] if missing else []
+    skipped = len(scored.skipped())
+    lines += [f"{skipped:,} of {len(scored.items):,} images were left out; they are named above."] if skipped else []
     return "\n".join(lines)
 
 
@@ -132,7 +138,7 @@ def as_json(scored: Scored, columns: Mapping[str, Sequence[float | None]]) -> di
         "summary": {name: summarise(values) for name, values in columns.items()},
         "best": [{"text": text, "name": name, "score": value, "of": count} for name, value, count, text in best],
         "images": images,
-        "skipped": [{"name": name, "reason": reason} for name, reason in scored.problems.items()],
+        "skipped": [{"name": name, "reason": reason} for name, reason in scored.skipped().items()],
     }
 
 
@@ -146,15 +152,15 @@ def write_table(path: Path, scored: Scored, columns: Mapping[str, Sequence[float
 
 def write_report(path: Path, scored: Scored) -> None:
     """The page of the images, each under what the critics drew."""
-    columns = scored.columns()
+    columns, skipped = scored.columns(), scored.skipped()
     pictures = [
         _picture(scored, item, {name: values[index] for name, values in columns.items()})
         for index, item in enumerate(scored.items)
-        if item.name not in scored.problems
+        if item.name not in skipped
     ]
     if pictures:
         title = f"{len(pictures):,} images by {', '.join(scored.scores)}"
-        write_score_report(path, ScoreReport(title, list(columns), pictures, list(scored.problems.items())))
+        write_score_report(path, ScoreReport(title, list(columns), pictures, list(skipped.items())))
         print(f"report: {path}")
 
 

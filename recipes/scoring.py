@@ -1,9 +1,9 @@
-"""How a reward is called on many images: read and preprocessed by threads ahead of it, in batches that fit the memory."""
+"""How a reward is called on many images: threads read and preprocess ahead of it, and batches fit the memory."""
 
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from recipes.critiques import Critiques
 from recipes.images import FOREIGN, Item
 from recipes.score_file import Key, Scores
-from rewards.base import Critic, PixelReward, Reward
+from rewards.base import Critic, Images, PixelReward, Reward
 
 AUTOMATIC_BATCH = 64
 """Images at once where the user says nothing, halved as often as the memory asks for it."""
@@ -102,13 +102,13 @@ class Engine:
         prompts = [item.text for item in items]
         if self.critiques is not None:
             assert isinstance(self.reward, Critic)
-            critique = self.reward.critique([tensor.to(self.device) for tensor in tensors], prompts)
+            critique = self.reward.critique(self._together(tensors), prompts)
             self.critiques.write([item.name for item in items], tensors, critique)
             values = critique.scores
         elif isinstance(self.reward, PixelReward):
             values = self.reward.score_pixels(torch.stack(list(tensors)).to(self.device), prompts)
         else:
-            values = self.reward([tensor.to(self.device) for tensor in tensors], prompts)
+            values = self.reward(self._together(tensors), prompts)
         expected = (len(items), len(self.reward.dimensions))
         if tuple(values.shape) != expected:
             raise ValueError(
@@ -116,6 +116,12 @@ class Engine:
                 "Mend it."
             )
         return values.float().cpu()
+
+    def _together(self, images: Sequence[Tensor]) -> Images:
+        """One tensor, where all images are of one size."""
+        if len({image.shape for image in images}) == 1:
+            return torch.stack(list(images)).to(self.device)
+        return [image.to(self.device) for image in images]
 
     def _finite(self, scores: Mapping[Item, list[float]]) -> Scores:
         """The scores that are numbers; of the others the image is named."""

@@ -123,9 +123,7 @@ class ClipNetwork:
         """The factor that cosines are multiplied by in training, near 100 in the published networks."""
         return promote(self.model.logit_scale).exp()
 
-    def cosines(
-        self, pixels: Float[Tensor, "batch 3 size size"], prompts: Sequence[str]
-    ) -> Float[Tensor, " batch"]:
+    def cosines(self, pixels: Float[Tensor, "batch 3 size size"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
         """The cosine between preprocessed image i and prompt i, in [-1, 1]."""
         return (self.encode_pixels(pixels) * self.embed_prompts(prompts)).sum(-1)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
@@ -35,6 +35,8 @@ def read_image(file: Path | bytes) -> Float[Tensor, "3 h w"]:
             frames = getattr(image, "n_frames", 1)
             if frames == 1:
                 return _tensor(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise ValueError("It is no image of a known format. Restore the file, or leave it out.") from error
     except BAD as error:
         raise ValueError(f"It cannot be read as an image ({error}). Restore the file, or leave it out.") from error
     raise ValueError(f"It is an animation of {frames} frames; a score is of one picture. Save the frame that you mean.")

@@ -19,14 +19,18 @@ class CompareConfig(Settings):
     """The second folder, B; a positive difference speaks for it."""
     rewards: list[str] = Field(min_length=1)
     """The rewards, e.g. `sandbox-hps` or `my_reward:MyReward`; the first is the headline."""
+    prompt: str | None = None
+    """One prompt for all images, where they have none beside them."""
+    prompts: Path | None = None
+    """The prompts of either folder's images: a .jsonl file with file_name and text a line, or a .txt file."""
     output_dir: Path | None = None
     """Folder for `comparison.json` and the page."""
     format: Literal["table", "json"] = "table"
     """How the comparison is printed."""
     report: bool = False
     """Write `comparison.html`, too, a page with the pictures; needs --output_dir."""
-    batch_size: int = Field(default=64, ge=1)
-    """Images scored at once."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Images scored at once. Left out, 64, and fewer where the memory is too small."""
     seed: int = Field(default=0, ge=0)
     """Seed of the intervals (bootstrap)."""
     device: str = "auto"

@@ -13,7 +13,10 @@ from torch import Tensor
 from align.log import Log
 from align.samples import SampleStore
 from recipes.configs.score import ScoreConfig
-from recipes.score import main, run, score, summarise
+from recipes.images import sample_items
+from recipes.judge import check_all
+from recipes.score import main, score
+from recipes.scoring import Engine
 from rewards.base import Images, Reward
 
 CPU = torch.device("cpu")
@@ -57,7 +60,8 @@ def store(tmp_path: Path) -> SampleStore:
 def _score(store: SampleStore, reward: Reward, name: str = "my:Colours", batch_size: int = 3) -> Tensor:
     folder = store.folder.parent
     with Log(folder) as log:
-        return score(store, name, reward, folder / "scores", batch_size, CPU, log, Accelerator(cpu=True))
+        engine = Engine(name, reward, CPU, batch_size)
+        return score(sample_items(store), engine, folder / "scores", log, Accelerator(cpu=True))
 
 
 def test_scores_are_written_by_image_and_model(store: SampleStore) -> None:
@@ -115,13 +119,25 @@ def test_scores_of_other_images_are_kept(store: SampleStore) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_score_that_is_not_finite_names_image_and_reward(store: SampleStore, value: float) -> None:
+def test_a_score_that_is_not_finite_names_the_image_and_is_tried_again(
+    store: SampleStore, value: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = _score(store, Colours(value=value))
+    assert scores.isnan().all()
     image = store.rows()[0].path.name
-    with pytest.raises(
-        ValueError, match=rf"my:Colours gave .* for .*{image} \('a red circle'\); scores must be finite"
-    ):
-        _score(store, Colours(value=value))
+    said = capsys.readouterr().err
+    assert f"not scored: 00000/{image}: my:Colours gave {{'red': {value}, 'blue': {value}}}; scores must be" in said
     assert not (store.folder.parent / "scores/my~Colours.parquet").exists()
+    assert torch.equal(_score(store, Colours()), _score(store, Colours(), name="other"))
+
+
+def test_a_comparison_refuses_images_without_a_score(store: SampleStore) -> None:
+    items, problems = sample_items(store), {}
+    scores = torch.zeros(10, 2)
+    check_all(items, scores, problems)
+    scores[3, 1] = float("nan")
+    with pytest.raises(ValueError, match=rf"{items[3].key[0]}.png \('a red circle'\) has no score: broken. Mend"):
+        check_all(items, scores, {items[3].name: "broken"})
 
 
 def test_scores_of_another_shape_are_refused(store: SampleStore) -> None:
@@ -151,22 +167,6 @@ def test_a_damaged_file_is_named(store: SampleStore) -> None:
         _score(store, Colours())
 
 
-def test_the_summary_has_mean_and_spread_of_each_dimension(
-    store: SampleStore, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with Log(store.folder.parent) as log:
-        scores = run(
-            store, {"my:Colours": Colours()}, store.folder.parent / "scores", 4, CPU, log, Accelerator(cpu=True)
-        )["my:Colours"]
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["reward", "dimension", "mean", "sd", "n"]
-    red = scores[:, 0].double()
-    spread = (red - red.mean()).square().mean().sqrt()
-    assert lines[1].split() == ["my:Colours", "red", f"{red.mean():.4f}", f"{spread:.4f}", "10"]
-    assert lines[2].split()[:2] == ["my:Colours", "blue"]
-    assert len(summarise({}, {}).splitlines()) == 1
-
-
 def _write_reward(folder: Path) -> None:
     (folder / "scored_reward.py").write_text(
         "import torch\n"
@@ -187,7 +187,7 @@ def test_the_command_scores_a_run_by_a_users_reward(
     folder = store.folder.parent
     _write_reward(folder)
     monkeypatch.chdir(folder)
-    config = ScoreConfig(images=folder, rewards=["scored_reward:Mean"], device="cpu")
+    config = ScoreConfig(images=[folder], rewards=["scored_reward:Mean"], device="cpu")
     before = sorted(folder.rglob("*"))
     main(config, dry_run=True)
     assert "plan: 10 images, 1 rewards" in capsys.readouterr().out
@@ -200,7 +200,7 @@ def test_the_command_scores_a_run_by_a_users_reward(
 def test_a_folder_of_samples_need_not_be_in_a_run(store: SampleStore, monkeypatch: pytest.MonkeyPatch) -> None:
     _write_reward(store.folder.parent)
     monkeypatch.chdir(store.folder.parent)
-    main(ScoreConfig(images=store.folder, rewards=["scored_reward:Mean"], device="cpu"))
+    main(ScoreConfig(images=[store.folder], rewards=["scored_reward:Mean"], device="cpu"))
     assert (store.folder / "scores/scored_reward~Mean.parquet").exists()
     assert len(store.rows()) == 10
 
@@ -209,11 +209,12 @@ def test_a_folder_of_samples_need_not_be_in_a_run(store: SampleStore, monkeypatc
     ("changes", "message"),
     [
         ({"rewards": ["sandbox-hsp"]}, "Nearest names: sandbox-hps"),
-        ({"images": Path("nowhere")}, "nowhere is not a folder of generated samples"),
+        ({"images": [Path("nowhere")]}, "There is nothing called nowhere"),
+        ({"prompt": "a"}, "holds generated images, which have their prompts"),
     ],
-    ids=["reward", "folder"],
+    ids=["reward", "folder", "prompt"],
 )
 def test_bad_input_is_answered_before_the_work(store: SampleStore, changes: dict[str, Any], message: str) -> None:
-    config = ScoreConfig(images=store.folder, rewards=["sandbox-hps"], device="cpu").model_copy(update=changes)
+    config = ScoreConfig(images=[store.folder], rewards=["sandbox-hps"], device="cpu").model_copy(update=changes)
     with pytest.raises(ValueError, match=message):
         main(config, dry_run=True)

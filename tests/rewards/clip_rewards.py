@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from rewards.aesthetic import HEAD, Aesthetic, make_head
-from rewards.clip import ClipNetwork
 from rewards.convert import convert_aesthetic, convert_clip, convert_mps
 from rewards.hps import HPS
 from rewards.hps_v2 import HPSv2
