@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from cyclopts import App
 
@@ -114,8 +114,7 @@ def _obtain(card: Card, offline: bool) -> None:
 
 
 def _picture(check: Check, offline: bool) -> Path:
-    source = Source(PurePosixPath(check.image).name, url=check.image, sha256=check.sha256)
-    return fetch(source, home() / "downloads", offline=offline)
+    return fetch(Source(check.file, url=check.image, sha256=check.sha256), home() / "downloads", offline=offline)
 
 
 def _conclude(cards: Sequence[Card], findings: Sequence[Finding]) -> None:

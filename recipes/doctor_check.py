@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ def judge(check: Check, card: Card, own: Sequence[float], other: Sequence[float]
         other: Those with the wrong prompt, where the check has one.
     """
     column = card.dimensions.index(check.dimension) if check.dimension else 0
-    what, found = PurePosixPath(check.image).name, own[column]
+    what, found = check.file, own[column]
     if not all(map(math.isfinite, own)):
         return False, f"{what}: scores must be finite, found {list(own)}"
     if check.score is not None:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import unquote
 
 import yaml
 
@@ -68,6 +69,11 @@ class Check:
     wrong: str = ""
     dimension: str = ""
     source: str = ""
+
+    @property
+    def file(self) -> str:
+        """The picture's name."""
+        return unquote(self.image.rpartition("/")[2])
 
 
 @dataclass(frozen=True)
