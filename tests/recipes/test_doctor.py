@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -178,7 +179,7 @@ def test_what_holds_and_what_does_not(
 
 def published_clip(path: Path) -> Source:
     """A shallow CLIP as its authors would publish it, in widths whose number of heads is known."""
-    config = {
+    config: dict[str, Any] = {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 28, "layers": 1, "width": 1024, "patch_size": 14},
         "text_cfg": {"width": 768, "heads": 12, "layers": 1},

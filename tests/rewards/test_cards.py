@@ -70,6 +70,42 @@ def test_the_published_scores_are_those_of_their_sources() -> None:
     assert [check.score for check in load_cards()["hps-v2"].check] == [0.2876]
 
 
+def test_the_page_about_the_rewards_says_what_the_cards_say() -> None:
+    text = (ROOT / "docs/rewards.md").read_text()
+    table = text.partition("## The table")[2].partition("## Which")[0]
+    rows = {row[0]: row[1:] for row in re.findall(r"^\| `([\w.-]+)` \|" + r" (.+?) \|" * 6 + "$", table, re.M)}
+    assert {name: (parameters, *rest) for name, (parameters, _, *rest) in rows.items()} == {
+        name: (card.parameters, ranged(card), ", ".join(card.dimensions), card.commercial, card.accuracy)
+        for name, card in PUBLISHED.items()
+    }
+    checks = dict(re.findall(r"^\| `(hps-v2|image-reward)` \| (.*) \|$", text.partition("## Checking")[2], re.M))
+    for name, sentence in checks.items():
+        numbers = [check.score for check in PUBLISHED[name].check] + [PUBLISHED[name].check[0].tolerance]
+        assert all(f"{number:g}" in sentence for number in numbers)
+    assert len(checks) == 2
+
+
+def ranged(card: Card) -> str:
+    """The range as the page writes it."""
+    assert card.range
+    return f"{card.range[0]:g} to {card.range[1]:g}"
+
+
+def test_the_links_of_the_page_lead_somewhere() -> None:
+    page = ROOT / "docs/rewards.md"
+    for link in re.findall(r"\]\((?!https://)([^)]+)\)", page.read_text()):
+        file, _, anchor = link.partition("#")
+        text = (page.parent / file if file else page).read_text()
+        titles = [title.lower().replace(" ", "-") for title in re.findall("^#+ (.+)", text, re.M)]
+        assert not anchor or anchor in titles, f"{link} leads nowhere"
+
+
+def test_the_folder_card_of_the_page_is_read(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs/rewards.md").read_text(), re.DOTALL)
+    (tmp_path / FOLDER_CARD).write_text(example)
+    assert read_folder_card(tmp_path).args == {"antialias": True}
+
+
 def test_every_field_is_explained_at_the_head_of_the_file() -> None:
     text = (ROOT / "rewards/cards.yaml").read_text()
     head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))

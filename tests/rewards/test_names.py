@@ -2,6 +2,7 @@
 
 import string
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_the_weights_of_a_folder_are_verified(here: Path) -> None:
         ({"args": {"device": "cpu"}}, "arguments that it does not take"),
     ],
 )
-def test_a_folder_of_another_version_is_refused(changed: dict[str, object], message: str, here: Path) -> None:
+def test_a_folder_of_another_version_is_refused(changed: dict[str, Any], message: str, here: Path) -> None:
     save_folder(here / "mine", **changed)
     with pytest.raises(ValueError, match=message):
         load_reward("./mine", CPU)
