@@ -75,7 +75,7 @@ def examine(card: Card, device: str, *, offline: bool = False) -> Finding:
         from recipes.doctor_check import check_scores  # torch comes only where there is something to check
 
         results = check_scores(card, pictures, device)
-    except Unreachable as error:
+    except (Unreachable, NoNetwork) as error:
         return Finding("SKIPPED", (f"{error}.",), network=not isinstance(error, NoNetwork))
     except (ValueError, OSError) as error:
         return Finding("FAIL", (str(error),))

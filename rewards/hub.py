@@ -23,8 +23,8 @@ class Unreachable(ValueError):
     """Something could not be had, and that says nothing against it: it has gone, or only a person can get it."""
 
 
-class NoNetwork(Unreachable):
-    """Nothing can be had from there now."""
+class NoNetwork(ValueError):
+    """Something could not be had, and nothing else can be had from there now."""
 
 
 def hub_folder(repository: str, *, whole: bool) -> Path:
@@ -46,7 +46,7 @@ def hub_folder(repository: str, *, whole: bool) -> Path:
     except HFValidationError as error:
         raise ValueError(f"{repository} cannot be a repository of the Hugging Face Hub: {error}") from error
     except OSError as error:
-        raise Unreachable(
+        raise ValueError(
             f"{repository} is neither a folder here nor a repository in the cache of the Hugging Face Hub, and could "
             f"not be fetched ({_first_line(error)}). Check the name, or the connection and HF_HUB_OFFLINE."
         ) from error
@@ -61,7 +61,8 @@ def fetch(source: Source, folder: Path, *, offline: bool = False) -> Path:
         offline: Whether to look into the caches only.
 
     Raises:
-        Unreachable: It is not in the cache and cannot be fetched by a program; `NoNetwork`, not now.
+        Unreachable: A program cannot fetch it, or it has gone.
+        NoNetwork: It is not in the cache, and there is no network.
         ValueError: It is not the file that the card describes.
     """
     if source.page:
