@@ -1,4 +1,4 @@
-"""The console command `align`: one sub-command a recipe, each loaded only when it is called, and `recipes` about them.
+"""The console command `align`: one sub-command a recipe, each loaded only when it is called, and a few tools.
 
 The help texts stand here, so that `align --help` imports no recipe; a recipe's configuration is read and checked
 before the recipe itself (and torch with it) is imported.
@@ -34,13 +34,20 @@ RECIPES = {
     ),
 }
 
+TOOLS = {
+    "recipes": Recipe("presets", "presets_app", "List the presets that ship with the recipes (ls), or copy one (cp)."),
+    "rewards": Recipe("reward_table", "rewards_app", "List the rewards (ls), or all that is known about one (show)."),
+    "doctor": Recipe("doctor", "doctor_app", "Fetch published rewards and check their scores. Needs a network."),
+}
+"""Commands without a configuration; in `settings` is the function that makes the command."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `align` with `argv` (this process's arguments by default) and return the exit code."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in RECIPES:
         return _run(name, rest)
-    return _presets(rest) if name == "recipes" else _overview([name, *rest])
+    return _tool(name, rest) if name in TOOLS else _overview([name, *rest])
 
 
 def _run(name: str, argv: Sequence[str]) -> int:
@@ -56,11 +63,11 @@ def _run(name: str, argv: Sequence[str]) -> int:
     return run_command(model, load_and_run, argv, name=f"align {name}")
 
 
-def _presets(argv: Sequence[str]) -> int:
-    """List or copy the presets that ship with the recipes."""
-    from recipes.presets import presets_app
-
-    return _answer(presets_app(), argv, "align recipes")
+def _tool(name: str, argv: Sequence[str]) -> int:
+    """Run a command that has no configuration."""
+    tool = TOOLS[name]
+    app = getattr(import_module(f"recipes.{tool.module}"), tool.settings)
+    return _answer(app(), argv, f"align {name}")
 
 
 def _overview(argv: Sequence[str]) -> int:
@@ -73,9 +80,8 @@ def _overview(argv: Sequence[str]) -> int:
         help_format="plaintext",
         version=_version,
     )
-    for name, recipe in RECIPES.items():
+    for name, recipe in (RECIPES | TOOLS).items():
         app.command(App(name=name, help=recipe.summary))
-    app.command(App(name="recipes", help="List the presets that ship with the recipes (ls), or copy one (cp)."))
     return _answer(app, argv, "align")
 
 

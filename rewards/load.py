@@ -1,176 +1,110 @@
-"""From a name on the command line to a reward. The forms of a name:
+"""From a name on the command line to a reward; `rewards.names` has the forms of a name.
 
-    sandbox-hps                     a card of cards.yaml
-    my_reward:MyReward              a user's own class, importable or in my_reward.py of the current directory
-    mps.aesthetics                  one dimension of either
-    sandbox-hps=2 sandbox-clip=0.5  a weighted sum (a weight left out is 1)
-
-Nothing needs to be registered.
+Nothing needs to be registered, and nothing is unpickled: networks come from safetensors and JSON.
 """
 
-import hashlib
 import importlib
 import inspect
-import re
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from rewards.base import Reward
+from rewards.cards import FOLDER_CARD, Card, load_cards, read_folder_card
 from rewards.combine import Dimension, Weighted
+from rewards.hub import hub_folder, sha256
+from rewards.names import find, find_cards, group_specs, has_weight, slug, split_weight, split_words
 
-
-@dataclass(frozen=True)
-class Card:
-    """What is known about a reward with a short name; `cards.yaml` explains the fields."""
-
-    reward: str
-    weights: str
-    dimensions: tuple[str, ...]
-    licence: str
-    paper: str
-    source: str = ""
-    args: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    sha256: Mapping[str, str] = field(default_factory=dict[str, str])
-
-    @property
-    def path(self) -> Path:
-        """Where the weights are: beside the `rewards` package, in a checkout and in an installed wheel alike."""
-        return Path(__file__).resolve().parent.parent / self.weights
-
-
-@cache
-def load_cards() -> Mapping[str, Card]:
-    """All cards by their short names."""
-    entries = yaml.safe_load(Path(__file__).with_name("cards.yaml").read_text(encoding="utf-8"))
-    return {name: Card(**entry | {"dimensions": tuple(entry["dimensions"])}) for name, entry in entries.items()}
+__all__ = ["Card", "find_cards", "group_specs", "load_cards", "load_reward", "load_rewards", "sha256", "slug"]
 
 
 def load_reward(spec: str, device: torch.device) -> Reward:
-    """Load a reward by its name on the command line (see the head of this module).
+    """Load a reward by its name on the command line (see `rewards.names`).
 
     Raises:
         ValueError: An unknown name, with the nearest known ones; a class that is not a Reward; weights that are
             missing, damaged or not those of the card; an unknown dimension; a weight that is not a number.
     """
-    words = spec.split()
-    if not words:
+    words = split_words(spec)
+    if not any(words):
         raise ValueError("An empty reward name came; name one, such as sandbox-hps.")
     find_cards(spec)  # so that a mistake in the last name does not wait for the first one's weights
-    if len(words) == 1 and "=" not in spec:
+    if len(words) == 1 and not has_weight(words[0]):
         return _load_one(words[0], device)
-    return Weighted([(_load_one(name, device), weight) for name, weight in map(_parse_weight, words)])
+    return Weighted([(_load_one(name, device), weight) for name, weight in map(split_weight, words)])
 
 
 def load_rewards(specs: Sequence[str], device: torch.device) -> dict[str, Reward]:
     """Load what follows `--rewards`: rewards by their names or, where these have weights, their weighted sum."""
     names = group_specs(specs)
-    find_cards(" ".join(names))
+    for name in names:
+        find_cards(name)
     return {name: load_reward(name, device) for name in names}
 
 
-def group_specs(specs: Sequence[str]) -> list[str]:
-    """What follows `--rewards`, as names for `load_reward`: `a=1 b=0.5` is one reward, `a b` are two. Loads nothing.
+def load_card(name: str, card: Card, folder: Path, device: torch.device) -> Reward:
+    """The reward that a card describes, from a folder with its weights, which are verified first.
 
     Raises:
-        ValueError: Names with and without weights, or the same name twice.
+        ValueError: Weights that are missing, damaged, or not those that the card or the folder's own card describes.
     """
-    weighted = [spec for spec in specs if "=" in spec and " " not in spec]
-    if weighted and len(weighted) < len(specs):
-        plain = next(spec for spec in specs if spec not in weighted)
-        raise ValueError(f"{weighted[0]} has a weight and {plain} has none; give every reward a weight, or none.")
-    names = [" ".join(specs)] if weighted else list(specs)
-    if len(set(names)) < len(names):
-        raise ValueError(f"A reward is named twice in {' '.join(names)}; name each once.")
-    return names
-
-
-def find_cards(spec: str) -> list[tuple[str, Card]]:
-    """The cards a name refers to, to show their licences before use. Loads nothing; a user's own class has no card.
-
-    Raises:
-        ValueError: An unknown name, with the nearest known ones.
-    """
-    names = [_split_dimension(word.partition("=")[0])[0] for word in spec.split()]
-    return [(name, load_cards()[name]) for name in names if ":" not in name]
-
-
-def slug(spec: str) -> str:
-    """A file name for a reward, different for different names: `sandbox.gold:Gold` -> `sandbox.gold~Gold`."""
-    return "+".join(spec.split()).translate(str.maketrans(":=", "~@"))
-
-
-def sha256(path: Path) -> str:
-    """The hexadecimal SHA-256 digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    _verify(name, card, folder)
+    module, _, attribute = card.reward.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name} needs {card.reward}, which this version does not have ({error}).") from error
+    if not (inspect.isclass(found) and issubclass(found, Reward)):
+        raise ValueError(f"{name} needs {card.reward}, which is not a reward.")
+    _check_arguments(name, found, card)
+    build: Any = found  # the contract of rewards does not say how they are made; these are made of a folder
+    return build(folder, device=device, **card.args)
 
 
 def _load_one(word: str, device: torch.device) -> Reward:
-    name, dimension = _split_dimension(word)
-    reward = _load_class(name, device) if ":" in name else _load_card(name, device)
-    if dimension is None:
+    named = find(word)
+    if named.card is None:
+        reward = _load_class(named.name, device)
+    else:
+        folder = hub_folder(named.repository, whole=True) if named.repository else named.card.path
+        reward = load_card(named.name, named.card, folder, device)
+    if named.dimension is None:
         return reward
     try:
-        return Dimension(reward, dimension)
+        return Dimension(reward, named.dimension)
     except ValueError as error:
         raise ValueError(f"{word}: {error}") from error
 
 
-def _split_dimension(word: str) -> tuple[str, str | None]:
-    """Split `NAME.DIMENSION`. Names may have dots of their own, so a card's whole name wins."""
-    if word in load_cards():
-        return word, None
-    if match := re.fullmatch(r"([\w.]+:\w+)(?:\.(\w+))?", word):
-        return match[1], match[2]
-    name, _, dimension = word.rpartition(".")
-    if name in load_cards():
-        return name, dimension
-    near = get_close_matches(name or word, load_cards(), n=3, cutoff=0.4) or sorted(load_cards())
-    raise ValueError(
-        f"Reward {word!r} is unknown. Nearest names: {', '.join(near)}. Your own class is named as my_file:MyReward."
-    )
-
-
-def _parse_weight(word: str) -> tuple[str, float]:
-    name, equals, weight = word.partition("=")
-    try:
-        return name, float(weight) if equals else 1.0
-    except ValueError:
-        raise ValueError(f"{word!r} must be NAME=WEIGHT with a number, such as sandbox-hps=0.5.") from None
-
-
-def _load_card(name: str, device: torch.device) -> Reward:
-    card = load_cards()[name]
-    _verify(name, card)
-    module, _, attribute = card.reward.partition(":")
-    return getattr(importlib.import_module(module), attribute)(card.path, device=device, **card.args)
-
-
-def _verify(name: str, card: Card) -> None:
-    if not card.path.exists():
-        remedy = (
-            f"Get {card.source} and convert it as docs/published-rewards.md says"
-            if card.source
-            else "Restore or rebuild them"
-        )
-        raise ValueError(f"The weights of {name} are not at {card.path}. {remedy}.")
-    for file, expected in card.sha256.items():
-        path = card.path / file
+def _verify(name: str, card: Card, folder: Path) -> None:
+    if not folder.exists():
+        remedy = f"`align rewards show {name}` says how to get them" if card.source else "Restore or rebuild them"
+        raise ValueError(f"The weights of {name} are not at {folder}. {remedy}.")
+    digests = dict(card.sha256)
+    if (folder / FOLDER_CARD).is_file():
+        own = read_folder_card(folder)
+        if own.reward != card.reward:
+            raise ValueError(f"{folder} holds the weights of {own.reward}, and {name} is {card.reward}. Convert anew.")
+        digests |= own.sha256
+    for file, expected in digests.items():
+        path = folder / file
         if not path.is_file():
             raise ValueError(f"{path}, which {name} needs, does not exist. Restore it.")
         if sha256(path) != expected:
             raise ValueError(
                 f"{path} is not the file that the card of {name} describes (its SHA-256 differs). Restore it."
             )
+
+
+def _check_arguments(name: str, found: type[Reward], card: Card) -> None:
+    try:
+        inspect.signature(found).bind("weights", device="device", **card.args)
+    except TypeError as error:
+        raise ValueError(f"{name} gives {card.reward} arguments that it does not take: {error}.") from error
 
 
 def _load_class(name: str, device: torch.device) -> Reward:

@@ -35,7 +35,7 @@ def finetune(*argv: str) -> FilterFinetuneConfig:
 def test_help_lists_every_recipe(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(argv) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in cli.RECIPES)
+    assert all(name in shown for name in cli.RECIPES | cli.TOOLS)
 
 
 def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
