@@ -85,7 +85,7 @@ def open_sides(config: CompareConfig) -> tuple[Side, Side]:
     """Both folders; the same one twice is a mistake."""
     captions = Captions(config.prompt, config.prompts)
     first, second = (open_side(folder, captions) for folder in (config.images_a, config.images_b))
-    if first.folder.resolve() == second.folder.resolve():
+    if len({Path(side.items[0].found.name).resolve() for side in (first, second)}) == 1:
         raise ValueError(
             f"{config.images_a} and {config.images_b} are the same images; a comparison needs two. Give another."
         )

@@ -78,7 +78,7 @@ def test_a_command_is_loaded_only_when_called(monkeypatch: pytest.MonkeyPatch) -
     load = importlib.import_module
     monkeypatch.setattr(cli, "import_module", lambda name: Module if name == "recipes.score" else load(name))
     assert cli.main(["score", "folder", "--rewards", "a", "b", "--dry-run"]) == 0
-    assert seen == [ScoreConfig(images=Path("folder"), rewards=["a", "b"]), True]
+    assert seen == [ScoreConfig(images=[Path("folder")], rewards=["a", "b"]), True]
 
 
 def test_a_typo_in_a_preset_ends_with_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

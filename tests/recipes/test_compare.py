@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from align.generate import image_seed
 from align.samples import SampleStore, prompt_id
@@ -19,6 +20,7 @@ REWARD = '''"""A user's reward, which writes down what it was called with."""
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from rewards.base import Reward
 
@@ -198,3 +200,24 @@ def test_an_unknown_reward_is_answered_with_the_nearest(make: Make, capsys: pyte
     make("two")
     assert compare("one", "two", rewards=["sandbox-hsp"]) == 1
     assert "Nearest names: sandbox-hps" in capsys.readouterr().err
+
+
+def test_images_of_any_origin_are_paired_by_file(
+    tmp_path: Path, make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del make  # for the reward and the folder
+    for level, name in enumerate(("mine", "theirs"), start=1):
+        (tmp_path / name).mkdir()
+        for index in range(3):
+            Image.new("RGB", (8 + index, 8), (40 * level + index, 0, 0)).save(tmp_path / name / f"{index}.png")
+        rows = [{"file_name": f"{index}.png", "text": PROMPTS[index]} for index in range(3)]
+        (tmp_path / name / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Image.new("RGB", (8, 8)).save(tmp_path / "mine/extra.png")
+    assert compare("mine", "theirs", "--format", "json") == 1
+    assert "extra.png came without a prompt" in capsys.readouterr().err
+    (tmp_path / "mine/extra.png").unlink()
+    assert compare("mine", "theirs", "--format", "json", "--output_dir", "out", "--report") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["pairing"] == {"tie": "file", "pairs": 3, "prompts": 3, "same_seeds": None, "uneven_prompts": 0}
+    assert told["rows"][0]["difference"] == pytest.approx(40 / 255, abs=1e-6)
+    assert (tmp_path / "out/comparison.html").is_file()
