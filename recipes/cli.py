@@ -27,6 +27,7 @@ RECIPES = {
     "generate": Recipe("generate", "GenerateConfig", "Make images for a file of prompts."),
     "score": Recipe("score", "ScoreConfig", "Score a folder of images with one or more rewards."),
     "compare": Recipe("compare", "CompareConfig", "Compare two folders of images of the same prompts, pair by pair."),
+    "convert": Recipe("convert", "ConvertConfig", "Turn the checkpoint of a published reward into a folder of ours."),
     "filter-finetune": Recipe(
         "filter_finetune",
         "FilterFinetuneConfig",
