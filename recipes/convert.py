@@ -16,13 +16,12 @@ from recipes.configs.convert import ConvertConfig
 from recipes.configuration import launch
 from recipes.reward_names import announce
 from recipes.settings import as_yaml
+from rewards.cards import FOLDER_CARD, Card, load_cards
 from rewards.convert.checkpoint import read_checkpoint
 from rewards.convert.layouts import Files, Parts
 from rewards.convert.published import CLIPS, Published, find_published, recognise
-from rewards.load import Card, load_cards, sha256
+from rewards.load import sha256
 from rewards.weights import TOKENIZER, write_network
-
-MARKER = "align_reward.json"
 
 
 def main(config: ConvertConfig, *, dry_run: bool = False) -> None:
@@ -32,17 +31,19 @@ def main(config: ConvertConfig, *, dry_run: bool = False) -> None:
     announce([config.reward])
     out = config.out or card.path
     _check(config, published, out)
+    _verify(config.checkpoint, card)
     origin = _identify(config.checkpoint) | ({"clip": _identify(config.clip)} if config.clip else {})
     files = convert(config, published)
     if dry_run:
-        print(f"{as_yaml(config)}plan: {', '.join([*files.tensors, *files.configs, MARKER])}, into {out}")
+        print(f"{as_yaml(config)}plan: {', '.join([*files.tensors, *files.configs, FOLDER_CARD])}, into {out}")
         return
     with atomic_path(out) as temporary:
         write_network(temporary, *files)
         if config.tokenizer:
             shutil.copyfile(config.tokenizer, temporary / TOKENIZER)
-        marker = json.dumps(describe(card) | {"converted_from": origin}, indent=2)
-        (temporary / MARKER).write_text(f"{marker}\n", encoding="utf-8")
+        digests = {name: sha256(temporary / name) for name in files.tensors}
+        marker = json.dumps(describe(card) | {"sha256": digests, "converted_from": origin}, indent=2)
+        (temporary / FOLDER_CARD).write_text(f"{marker}\n", encoding="utf-8")
     for path in sorted(out.iterdir()):
         print(f"{path}: {path.stat().st_size:,} bytes, sha256 {sha256(path)}")
 
@@ -70,7 +71,18 @@ def describe(card: Card) -> dict[str, Any]:
         "dimensions": list(card.dimensions),
         "licence": card.licence,
         "paper": card.paper,
+        "commercial": card.commercial,
     }
+
+
+def _verify(path: Path, card: Card) -> None:
+    """A file of the published name must be the published file, where its digest is known; others are the user's own."""
+    source = card.checkpoint
+    if source and source.sha256 and path.name == source.file and sha256(path) != source.sha256:
+        raise ValueError(
+            f"{path} is not the file that {source.place} publishes (its SHA-256 differs). Get it again, or rename it "
+            "where it is another on purpose."
+        )
 
 
 def _identify(path: Path) -> dict[str, Any]:

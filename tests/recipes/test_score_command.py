@@ -21,11 +21,9 @@ from recipes.scoring import Engine
 from rewards.base import Images, PixelReward, Reward
 from rewards.image_file import read_image
 from rewards.rahf.config import RahfConfig
-from rewards.rahf.network import TIED, RahfNetwork
-from rewards.weights import write_network
+from rewards.rahf.network import RahfNetwork
 from tests.rewards import golden
-from tests.rewards.test_rahf import TINY
-from tests.rewards.tokenizers_for_tests import tiny_t5
+from tests.rewards.test_rahf import TINY, save_rahf
 
 CPU = torch.device("cpu")
 REWARD = """
@@ -174,11 +172,9 @@ def test_the_page_shows_the_images(score: Callable[..., Said], place: Path) -> N
 @pytest.fixture
 def critic(tmp_path: Path) -> str:
     """A folder with a tiny RAHF, as a name for `--rewards`."""
-    folder, config = tmp_path / "critic", RahfConfig(**TINY)
-    network = RahfNetwork(config)
+    folder, network = tmp_path / "critic", RahfNetwork(RahfConfig(**TINY))
     golden.randomise(network)
-    write_network(folder, config, {key: value for key, value in network.state_dict().items() if key not in TIED})
-    tiny_t5().save(str(folder / "tokenizer.json"))
+    save_rahf(folder, network)
     card = {
         "reward": "rewards.rahf.critic:Rahf",
         "dimensions": ["plausibility", "alignment", "aesthetics", "overall"],

@@ -10,53 +10,41 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rewards.aesthetic import HEAD, Aesthetic, make_head
-from rewards.convert import convert_aesthetic, convert_clip, convert_mps
+from rewards.convert.layouts import Parts
+from rewards.convert.published import PUBLISHED
 from rewards.hps import HPS
 from rewards.hps_v2 import HPSv2
 from rewards.mps import FUSION, MPS
 from rewards.mps_fusion import Fusion
 from rewards.pickscore import PickScore
+from rewards.weights import write_network
 from tests.rewards import golden
 from tests.rewards.tiny_clip import save_tiny_clip
 
 CPU = torch.device("cpu")
 ClipReward = HPS | HPSv2 | PickScore | Aesthetic | MPS
 
-OPENAI: dict[str, Any] = {
-    "embed_dim": 32,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 224, "layers": 2, "width": 64, "patch_size": 14},
-    "text_cfg": {"width": 64, "heads": 1, "layers": 2, "tokenizer_mode": "openai"},
+ONE_HEAD, FOUR_AND_TWO = {"vision_heads": 1, "text_heads": 1}, {"vision_heads": 4, "text_heads": 2}
+"""Attention heads of the golden sizes, which no tensor tells."""
+CHECKPOINTS = {
+    "hpsv1": ("hps-v1", "hpsv1_small", HPS, ONE_HEAD),
+    "hpsv2": ("hps-v2", "hpsv2_small", HPSv2, FOUR_AND_TWO),
+    "pickscore": ("pickscore", "pickscore_small", PickScore, FOUR_AND_TWO),
+    "laion": ("aesthetic", "laion_head_small", Aesthetic, ONE_HEAD),
+    "mps": ("mps", "mps_small", MPS, FOUR_AND_TWO),
 }
-OPEN_CLIP: dict[str, Any] = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 224, "layers": 3, "width": 64, "head_width": 16, "patch_size": 14},
-    "text_cfg": {"width": 24, "heads": 2, "layers": 3},
-}
+"""By the name of a golden run: the reward's name, the layout, the class and the heads."""
 MPS_FUSION = {"layers": 2, "heads": 2}
 FULL_VOCABULARY = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 
 
 def golden_reward(name: str, folder: Path, gains: Sequence[Any] | None = None, **options: Any) -> ClipReward:
     """A reward with the rule's weights, by the name of its golden run, read the way a user's checkpoint is."""
-    layout = golden.checkpoint
-    match name:
-        case "hpsv1":
-            convert_clip(layout("hpsv1_small", gains), OPENAI, folder)
-            return HPS(folder, CPU, **options)
-        case "hpsv2":
-            convert_clip(layout("hpsv2_small", gains), OPEN_CLIP, folder)
-            return HPSv2(folder, CPU, **options)
-        case "pickscore":
-            convert_clip(layout("pickscore_small", gains), OPEN_CLIP, folder)
-            return PickScore(folder, CPU, **options)
-        case "laion":
-            clip, head = layout("openai_clip_l14_small", gains), layout("laion_head_small", gains)
-            convert_aesthetic(clip, head, OPENAI, folder)
-            return Aesthetic(folder, CPU, **options)
-        case _:
-            convert_mps(layout("mps_small", gains), OPEN_CLIP, folder, MPS_FUSION)
-            return MPS(folder, CPU, **options)
+    published, layout, made, heads = CHECKPOINTS[name]
+    clip = golden.checkpoint("openai_clip_l14_small", gains) if name == "laion" else None
+    files = PUBLISHED[published].convert(golden.checkpoint(layout, gains), Parts(clip, **heads))
+    write_network(folder, *files)
+    return made(folder, CPU, **options)
 
 
 def save_tiny_rewards(folder: Path) -> None:

@@ -11,12 +11,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
-from rewards.convert import VIT_H_14, VIT_L_14, convert_aesthetic, convert_clip, convert_mps, read_checkpoint
-from rewards.pickscore import PickScore
+from rewards.clip import CONFIG, WEIGHTS
+from rewards.convert.checkpoint import read_checkpoint
+from rewards.convert.clip import convert_aesthetic, convert_mps, convert_open_clip, convert_openai
+from rewards.convert.layouts import Parts
+from rewards.convert.published import PUBLISHED, find_published, recognise
 from tests.rewards import golden
-from tests.rewards.clip_rewards import CPU, MPS_FUSION, OPEN_CLIP, OPENAI
+from tests.rewards.clip_rewards import FOUR_AND_TWO, ONE_HEAD
 
 Damage = Callable[[dict[str, Tensor]], Any]
+PARTS = Parts(**FOUR_AND_TWO)
 
 
 @pytest.fixture(scope="module")
@@ -30,77 +34,68 @@ def pickscore() -> dict[str, Tensor]:
     [
         (
             lambda tensors: tensors.pop("text_model.encoder.layers.1.self_attn.q_proj.bias"),
-            r"Expected text_model.encoder.layers.1.self_attn.q_proj.bias, found none. The checkpoint has 111 tensors",
+            r"text_model.encoder.layers.1.self_attn.q_proj.bias is missing \(expected \(24,\)\). The checkpoint has",
         ),
-        (
-            lambda tensors: tensors.update(extra=torch.zeros(1)),
-            "Found extra, which this network does not have",
-        ),
+        (lambda tensors: tensors.update(extra=torch.zeros(1)), r"extra \(1,\) is unexpected"),
         (
             lambda tensors: tensors.update({"visual_projection.weight": torch.zeros(64, 32)}),
-            r"visual_projection.weight: expected the shape \[32, 64\], found \[64, 32\]",
+            r"visual_projection.weight must be \(32, 64\), found \(64, 32\)",
         ),
         (
             lambda tensors: tensors.update({"text_model.encoder.layers.0.self_attn.k_proj.weight": torch.zeros(24, 2)}),
-            r"layers.0.self_attn.k_proj.weight: expected the shape \[24, 24\], found \[24, 2\]",
+            r"layers.0.self_attn.k_proj.weight must be \(24, 24\), found \(24, 2\)",
         ),
-        (lambda tensors: tensors.clear(), "Expected .*text_model.embeddings|Expected .* and .* more, found none"),
+        (
+            lambda tensors: tensors.pop("text_projection.weight"),
+            "text_projection.weight is missing, which says how large the network is",
+        ),
+        (
+            lambda tensors: tensors.update({"text_projection.weight": torch.zeros(3)}),
+            r"text_projection.weight must have 2 or more axes, found \(3,\)",
+        ),
     ],
-    ids=["missing", "unknown", "transposed", "part of a stack", "empty"],
+    ids=["missing", "unknown", "transposed", "part of a stack", "size missing", "size of another kind"],
 )
-def test_what_does_not_fit_is_named(damage: Damage, message: str, pickscore: dict[str, Tensor], tmp_path: Path) -> None:
+def test_what_does_not_fit_is_named(damage: Damage, message: str, pickscore: dict[str, Tensor]) -> None:
     tensors = dict(pickscore)
     damage(tensors)
     with pytest.raises(ValueError, match=message):
-        convert_clip(tensors, OPEN_CLIP, tmp_path / "folder")
-    assert not (tmp_path / "folder").exists()
+        convert_open_clip(tensors, PARTS)
 
 
-def test_sizes_in_openais_own_file_are_known_to_be_unused(tmp_path: Path) -> None:
+def test_sizes_in_openais_own_file_are_known_to_be_unused() -> None:
     tensors = golden.checkpoint("hpsv1_small") | {"context_length": torch.tensor(77)}
-    convert_clip(tensors, OPENAI, tmp_path)
-    with pytest.raises(ValueError, match="Found position_ids"):
-        convert_clip(tensors | {"position_ids": torch.arange(3)}, OPENAI, tmp_path)
+    parts = Parts(**ONE_HEAD)
+    assert len(convert_openai(tensors, parts).tensors[WEIGHTS]) == len(tensors) - 1
+    with pytest.raises(ValueError, match=r"position_ids \(3,\) is unexpected"):
+        convert_openai(tensors | {"position_ids": torch.arange(3)}, parts)
 
 
-def test_the_aesthetic_predictors_clip_may_come_from_the_hub(tmp_path: Path, pickscore: dict[str, Tensor]) -> None:
-    convert_aesthetic(pickscore, golden.checkpoint("laion_head_small"), OPEN_CLIP, tmp_path)
-    with pytest.raises(ValueError, match=r"layers.0.weight: expected the shape \[1024, 16\], found \[1024, 32\]"):
-        convert_aesthetic(pickscore, golden.checkpoint("laion_head_small"), OPEN_CLIP | {"embed_dim": 16}, tmp_path)
+def test_heads_are_as_published_or_as_given(pickscore: dict[str, Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"No published vision tower is 64 wide.* Give vision_heads"):
+        convert_open_clip(pickscore, Parts())
+    with pytest.raises(ValueError, match=r"text_heads must divide the width of the text tower, 24; 5 was given"):
+        convert_open_clip(pickscore, Parts(vision_heads=4, text_heads=5))
 
 
-def test_the_biases_that_mps_does_not_have_must_be_zero(tmp_path: Path) -> None:
+def test_the_aesthetic_predictors_clip_may_come_from_the_hub(pickscore: dict[str, Tensor]) -> None:
+    head = golden.checkpoint("laion_head_small")
+    files = convert_aesthetic(head, Parts(clip=pickscore, **FOUR_AND_TWO))
+    assert files.configs[CONFIG]["model_cfg"]["quick_gelu"]
+    head["layers.0.weight"] = torch.zeros(1024, 16)
+    with pytest.raises(ValueError, match=r"layers.0.weight must be \(1024, 32\), found \(1024, 16\)"):
+        convert_aesthetic(head, Parts(clip=pickscore, **FOUR_AND_TWO))
+
+
+def test_the_biases_that_mps_does_not_have_must_be_zero() -> None:
     tensors = golden.checkpoint("mps_small")
     tensors["cross_model.layers.1.0.fn.norm.bias"] = torch.ones(32)
     with pytest.raises(ValueError, match=r"layers.1.0.fn.norm.bias must be zero"):
-        convert_mps(tensors, OPEN_CLIP, tmp_path, MPS_FUSION)
-    with pytest.raises(ValueError, match=r"Found cross_model.layers.1.0.fn.norm.weight, .* and 6 more"):
-        convert_mps(golden.checkpoint("mps_small"), OPEN_CLIP, tmp_path, MPS_FUSION | {"layers": 1})
+        convert_mps(tensors, PARTS)
 
 
-def test_a_conversion_cut_short_is_not_taken_for_a_whole_one(
-    tmp_path: Path, pickscore: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    convert_clip(pickscore, OPEN_CLIP, tmp_path)
-    monkeypatch.setattr("rewards.convert.save_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        convert_clip(pickscore, OPEN_CLIP, tmp_path)
-    with pytest.raises(ValueError, match="has no open_clip_config.json"):
-        PickScore(tmp_path, CPU)
-
-
-def test_the_published_configurations_have_the_published_sizes() -> None:
-    counts = {}
-    for name, config in (("L", VIT_L_14), ("H", VIT_H_14)):
-        with torch.device("meta"):
-            counts[name] = sum(parameter.numel() for parameter in CLIP(**config).parameters())
-    assert counts == {"L": 427_616_513, "H": 986_109_441}
-
-
-def test_the_names_are_transformers_own() -> None:
-    """All tensors of a `CLIPModel` of the published size are used, in their own shapes."""
-    from rewards.convert import _clip as converted  # pyright: ignore[reportPrivateUsage]
-
+def test_the_names_and_sizes_are_those_of_the_published_networks() -> None:
+    """All tensors of a `CLIPModel` of the published size are used, and give open_clip's configuration."""
     text = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
     vision = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120}
     config = CLIPConfig(
@@ -110,7 +105,22 @@ def test_the_names_are_transformers_own() -> None:
     )
     with torch.device("meta"):
         state = CLIPModel(config).state_dict()
-    assert len(converted(state, VIT_H_14)) == len(CLIP(**OPEN_CLIP).state_dict()) + (29 + 21) * 12
+        files = convert_open_clip(state, Parts())
+        model = CLIP(**files.configs[CONFIG]["model_cfg"])
+    assert sum(tensor.numel() for tensor in files.tensors[WEIGHTS].values()) == 986_109_441
+    assert model.visual.transformer.resblocks[0].attn.num_heads == 16
+    assert sum(parameter.numel() for parameter in model.parameters()) == 986_109_441
+
+
+def test_a_layout_is_recognised_and_another_is_named() -> None:
+    assert recognise(golden.checkpoint("mps_small"), PUBLISHED["mps"].layouts) == "MPS"
+    message = r"must be MPS .*; it has the layout of a CLIP of transformers, which is converted as hps-v1 or"
+    with pytest.raises(ValueError, match=message):
+        recognise(golden.checkpoint("pickscore_small"), PUBLISHED["mps"].layouts)
+    with pytest.raises(ValueError, match=r"it has 1 tensors of no known layout \(a ...\)"):
+        recognise({"a": torch.zeros(1)}, PUBLISHED["mps"].layouts)
+    with pytest.raises(ValueError, match=r"No checkpoint is converted as 'hps2'. Nearest names: hps-v2"):
+        find_published("hps2")
 
 
 def test_checkpoints_are_read_without_running_their_code(tmp_path: Path) -> None:
@@ -121,9 +131,65 @@ def test_checkpoints_are_read_without_running_their_code(tmp_path: Path) -> None
     for name in ("plain.safetensors", "wrapped.pt", "flat.pth"):
         read = read_checkpoint(tmp_path / name)
         assert read.keys() == {"a"} and torch.equal(read["a"], tensors["a"])
-    torch.save(nn.Linear(1, 1), tmp_path / "module.pth")
-    with pytest.raises(ValueError, match="holds more than tensors and would have to run its code"):
-        read_checkpoint(tmp_path / "module.pth")
     torch.save([1], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="holds a list; give a file with a dictionary of tensors"):
         read_checkpoint(tmp_path / "list.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 half an archive"], ids=["empty", "junk", "torn"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes, suffix: str) -> None:
+    (tmp_path / f"x{suffix}").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"x{suffix} is damaged"):
+        read_checkpoint(tmp_path / f"x{suffix}")
+
+
+class Block(nn.Module):
+    """A module with a child, a buffer, and one that is not saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 3)
+        self.register_buffer("mean", torch.ones(4))
+        self.register_buffer("passing", torch.ones(5), persistent=False)
+
+
+def test_a_pickled_module_is_read_apart_where_that_is_allowed(tmp_path: Path) -> None:
+    module, path = Block(), tmp_path / "module.pth"
+    torch.save(module, path)
+    with pytest.raises(ValueError, match=r"holds not only tensors but pickled objects \(.*Block.*give --allow-pickle"):
+        read_checkpoint(path)
+    read = read_checkpoint(path, allow_pickle=True)
+    assert read.keys() == module.state_dict().keys() == {"inner.weight", "inner.bias", "mean"}
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(read[name], tensor)
+
+
+class Bomb:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+class State:
+    """Its state runs a command, later than its making."""
+
+    def __init__(self, marker: Path) -> None:
+        self.weight = torch.zeros(1)
+        self.bomb = Bomb(marker)
+
+
+@pytest.mark.parametrize("kind", [Bomb, State])
+@pytest.mark.parametrize("allow_pickle", [False, True])
+def test_a_pickle_bomb_does_not_go_off(tmp_path: Path, kind: type, allow_pickle: bool) -> None:
+    marker, path = tmp_path / "marker", tmp_path / "bomb.pth"
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "bomb": kind(marker)}, path)
+    with pytest.raises(ValueError, match="was not read: it calls" if allow_pickle else "holds not only tensors"):
+        read_checkpoint(path, allow_pickle)
+    assert not marker.exists()
+    torch.load(path, weights_only=False)
+    assert marker.exists()  # it is one

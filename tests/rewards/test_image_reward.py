@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from rewards.convert.image_reward import convert_image_reward
+from rewards.convert.layouts import Parts
 from rewards.image_reward import (
     MEAN,
     SD,
     ImageReward,
     ImageRewardConfig,
     ImageRewardNetwork,
-    convert_image_reward,
 )
-from rewards.weights import write_network
+from rewards.weights import CONFIG, WEIGHTS, write_network
 from tests.rewards import golden
 from tests.rewards.tokenizers_for_tests import golden_bert, tiny_bert
 from tests.test_rewards import CHECKS, Case
@@ -27,6 +29,7 @@ CPU = torch.device("cpu")
 SMALL = ImageRewardConfig(
     vision_width=48, vision_layers=2, vision_heads=3, text_width=32, text_layers=2, text_heads=2, text_hidden=64
 )
+HEADS = Parts(vision_heads=3, text_heads=2)
 TINY = ImageRewardConfig(
     image_size=16,
     patch_size=8,
@@ -61,14 +64,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     network = ImageRewardNetwork(TINY)
     golden.randomise(network)
-    write_network(folder, TINY, network.state_dict())
+    write_network(folder, {WEIGHTS: network.state_dict()}, {CONFIG: asdict(TINY)})
     tiny_bert().save(str(folder / "tokenizer.json"))
     return folder
 
 
 def _small(folder: Path, gains: list[list[object]] | None = None) -> ImageReward:
-    state = convert_image_reward(golden.checkpoint("imagereward_small", gains), SMALL)
-    write_network(folder, SMALL, state)
+    files = convert_image_reward(golden.checkpoint("imagereward_small", gains), HEADS)
+    assert files.configs[CONFIG] == asdict(SMALL)
+    write_network(folder, *files)
     golden_bert().save(str(folder / "tokenizer.json"))
     return ImageReward(folder, CPU)
 
@@ -180,7 +184,7 @@ def test_a_file_that_does_not_fit_is_refused(damage: Callable[[dict[str, Tensor]
     state = golden.checkpoint("imagereward_small")
     damage(state)
     with pytest.raises(ValueError, match=message):
-        convert_image_reward(state, SMALL)
+        convert_image_reward(state, HEADS)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +196,7 @@ def test_a_file_that_does_not_fit_is_refused(damage: Callable[[dict[str, Tensor]
         ("config.json", json.dumps({"image_size": 16}), "does not hold the weights"),
         ("model.safetensors", None, "weights are read from safetensors only"),
         ("model.safetensors", "junk", "does not hold the weights"),
-        ("tokenizer.json", None, "has no tokenizer.json"),
+        ("tokenizer.json", None, "tokenizer.json does not exist"),
         ("tokenizer.json", "junk", "not a file of the tokenizers library"),
     ],
 )
