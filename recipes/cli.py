@@ -26,6 +26,7 @@ class Recipe:
 RECIPES = {
     "generate": Recipe("generate", "GenerateConfig", "Make images for a file of prompts."),
     "score": Recipe("score", "ScoreConfig", "Score a folder of images with one or more rewards."),
+    "convert": Recipe("convert", "ConvertConfig", "Turn the checkpoint of a published reward into a folder of ours."),
     "filter-finetune": Recipe(
         "filter_finetune",
         "FilterFinetuneConfig",

@@ -9,6 +9,7 @@ import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from keyword import iskeyword
 from pathlib import Path
 from typing import (
     Annotated,
@@ -127,7 +128,7 @@ def _read_arguments(model: type[Settings], argv: Sequence[str], name: str) -> di
     if chosen is not command:
         chosen(*bound.args, **bound.kwargs)
         return None
-    return {key.replace("__", "."): value for key, value in bound.arguments.items()}
+    return {key.removesuffix("_").replace("__", "."): value for key, value in bound.arguments.items()}
 
 
 def _signature(model: type[Settings]) -> inspect.Signature:
@@ -152,9 +153,9 @@ def _parameter(key: str, field: FieldInfo, kind: Any) -> inspect.Parameter:
 
 
 def _option(key: str, token: Any, metavar: str, text: str, group: str, kind: Any) -> inspect.Parameter:
-    """A parameter that the user calls by its key; a name of Python holds neither dot nor hyphen."""
+    """A parameter that the user calls by its key; a name of Python holds neither dot nor hyphen, and is no keyword."""
     option = Parameter(name=f"--{key}", metavar=metavar, help=text, group=group, consume_multiple=True, negative=())
-    name = key.replace(".", "__").replace("-", "_")
+    name = key.replace(".", "__").replace("-", "_") + "_" * iskeyword(key)
     return inspect.Parameter(name, kind, default=None, annotation=Annotated[token | None, option])
 
 

@@ -23,7 +23,7 @@ class Settings(BaseModel, ABC):
 
 def as_yaml(settings: Settings) -> str:
     """The resolved configuration as a file that `--config` reads back to an equal one."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(settings.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: Path, model: type[Settings]) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def read_yaml(path: Path, model: type[Settings]) -> dict[str, Any]:
 def leaf_fields(model: type[Settings], prefix: str = "") -> dict[str, FieldInfo]:
     """Every single setting by its dotted key, e.g. `train.learning_rate`."""
     leaves: dict[str, FieldInfo] = {}
-    for key, field in model.model_fields.items():
+    for key, field in _fields(model).items():
         group = _group(field)
         leaves |= leaf_fields(group, f"{prefix}{key}.") if group else {prefix + key: field}
     return leaves
@@ -62,6 +62,11 @@ def nest(model: type[Settings], values: dict[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def _fields(model: type[Settings]) -> dict[str, FieldInfo]:
+    """The fields by the names a user writes: a word of Python, such as `as`, is an alias."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
 def _group(field: FieldInfo) -> type[Settings] | None:
     """The class of a field that is a group of settings."""
     kind = field.annotation
@@ -76,12 +81,12 @@ def _walk(node: yaml.Node, model: type[Settings], path: Path, prefix: str) -> It
     seen: set[str] = set()
     for key_node, value in node.value:
         key, where = str(key_node.value), f"{path}, line {key_node.start_mark.line + 1}"
-        if key not in model.model_fields:
+        if key not in _fields(model):
             raise ValueError(f"{where}: unknown key '{prefix}{key}'. {_nearest(key, model, prefix)}")
         if key in seen:
             raise ValueError(f"{where}: '{prefix}{key}' is given twice; keep one of the two.")
         seen.add(key)
-        group = _group(model.model_fields[key])
+        group = _group(_fields(model)[key])
         if group:
             yield from _walk(value, group, path, f"{prefix}{key}.")
         else:
@@ -90,8 +95,8 @@ def _walk(node: yaml.Node, model: type[Settings], path: Path, prefix: str) -> It
 
 def _nearest(key: str, model: type[Settings], prefix: str) -> str:
     """The hint after an unknown key: the nearest at its place, else the nearest anywhere below, else all of them."""
-    for keys in (list(model.model_fields), list(leaf_fields(model))):
+    for keys in (list(_fields(model)), list(leaf_fields(model))):
         close = difflib.get_close_matches(key, keys, n=1)
         if close:
             return f"Did you mean '{prefix}{close[0]}'?"
-    return f"The keys there are: {', '.join(model.model_fields)}."
+    return f"The keys there are: {', '.join(_fields(model))}."

@@ -69,6 +69,6 @@ def _load_head(path: Path, network: ClipNetwork) -> nn.Sequential:
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ValueError(
             f"{path} does not hold the head of this network ({error}). Restore it, or convert it anew "
-            "with rewards.convert."
+            "with `align convert`."
         ) from error
     return head.requires_grad_(False).to(scale.device, scale.dtype)

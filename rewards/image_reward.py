@@ -1,6 +1,6 @@
 """ImageReward: a BLIP that reads image and prompt together, and a head that scores what it read (arXiv 2304.05977)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -8,12 +8,13 @@ from typing import final
 import torch
 from jaxtyping import Bool, Float, Int
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from rewards.base import Images, Reward, check_pairs
 from rewards.image import center_crop, normalise, resize_shortest
-from rewards.weights import load_tokenizer, load_weights, read_config, shapes, translate
+from rewards.weights import TOKENIZER, load_tokenizer, load_weights, read_config
 
 MEAN, SD = 0.16717362830052426, 1.0333394966054072
 """Of the raw scores of the authors' training data; published scores are standardised by them."""
@@ -79,7 +80,7 @@ class ImageReward(Reward):
 
     Arguments:
         weights: A folder with `config.json` (see `ImageRewardConfig`), `model.safetensors`, and `tokenizer.json` of
-            `bert-base-uncased`. `convert_image_reward` makes the tensors from the authors' file.
+            `bert-base-uncased`. `align convert` makes it from the authors' file.
         device: Where the network goes; images are expected there.
         dtype: Of its parameters; scores of half-precision parameters are float32.
 
@@ -96,9 +97,7 @@ class ImageReward(Reward):
         network = ImageRewardNetwork(self.config)
         load_weights(network, folder)
         self.network = network.eval().requires_grad_(False).to(device, dtype)
-        ids = range(self.config.vocabulary - len(ADDED_TOKENS), self.config.vocabulary)
-        expected = dict(zip(ADDED_TOKENS, ids, strict=True))
-        self.tokenizer = load_tokenizer(folder, self.config.vocabulary, expected, ADDED_TOKENS)
+        self.tokenizer = read_tokenizer(folder / TOKENIZER, self.config.vocabulary)
         self.tokenizer.enable_truncation(MAX_TOKENS)
         self.tokenizer.enable_padding(pad_id=PADDING, length=MAX_TOKENS)
 
@@ -124,33 +123,10 @@ class ImageReward(Reward):
         return ids, torch.tensor([encoding.attention_mask for encoding in encodings], device=device).bool()
 
 
-RENAMES = (
-    (r"^vision\.embeddings\.class_embedding", "blip.visual_encoder.cls_token"),
-    (r"^vision\.embeddings\.position_embedding", "blip.visual_encoder.pos_embed"),
-    (r"^vision\.embeddings\.patch_embedding", "blip.visual_encoder.patch_embed.proj"),
-    (r"^vision\.encoder\.layers\.", "blip.visual_encoder.blocks."),
-    (r"\.layer_norm([12])\.", r".norm\1."),
-    (r"\.self_attn\.qkv\.", ".attn.qkv."),
-    (r"\.self_attn\.projection\.", ".attn.proj."),
-    (r"^vision\.post_layernorm\.", "blip.visual_encoder.norm."),
-    (r"^text\.", "blip.text_encoder."),
-    (r"^head\.", "mlp.layers."),
-)
-UNUSED = (
-    r"blip\.text_encoder\.embeddings\.position_ids",  # 0, 1, 2, ...
-    r"blip\.(vision|text)_proj\.(weight|bias)",  # BLIP's contrastive heads
-)
-
-
-def convert_image_reward(original: Mapping[str, Tensor], config: ImageRewardConfig) -> dict[str, Tensor]:
-    """The tensors of the authors' `ImageReward.pt` under our names.
-
-    Raises:
-        ValueError: Missing, unexpected or wrongly shaped tensors.
-    """
-    with torch.device("meta"):
-        expected = shapes(ImageRewardNetwork(config))
-    return translate(original, expected, RENAMES, UNUSED)
+def read_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
+    """BERT's tokenizer with the tokens that the authors added; see `rewards.weights.load_tokenizer`."""
+    ids = range(vocabulary - len(ADDED_TOKENS), vocabulary)
+    return load_tokenizer(path, vocabulary, dict(zip(ADDED_TOKENS, ids, strict=True)), ADDED_TOKENS)
 
 
 def _vision_config(config: ImageRewardConfig) -> BlipVisionConfig:

@@ -163,6 +163,6 @@ def _load_fusion(folder: Path, width: int) -> Fusion:
     except (OSError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
         raise ValueError(
             f"{folder} must hold {FUSION} and, in its {CONFIG}, the {FUSION_CONFIG} that describes it ({error!r}). "
-            "Convert the checkpoint anew with rewards.convert."
+            "Convert the checkpoint anew with `align convert`."
         ) from error
     return fusion.eval().requires_grad_(False)

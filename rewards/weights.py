@@ -1,16 +1,13 @@
-"""Folders that hold a network: `config.json`, `model.safetensors` and `tokenizer.json`; and the weights of others.
+"""Folders that hold a network: `config.json`, `model.safetensors` and `tokenizer.json`.
 
-Nothing here unpickles: an original `.pt` file becomes such a folder once, by `translate` and `write_network`.
+Nothing here unpickles: an original `.pt` file becomes such a folder once, by `align convert`.
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -60,11 +57,11 @@ def load_weights(network: nn.Module, folder: Path, tied: Mapping[str, str] | Non
         raise ValueError(f"{path} does not hold the weights that {CONFIG} beside it describes: {error}") from error
 
 
-def load_tokenizer(folder: Path, vocabulary: int, expected: Mapping[str, int], added: Sequence[str] = ()) -> Tokenizer:
-    """The tokenizer of a folder, and of this network: another's would give other words without a complaint.
+def load_tokenizer(path: Path, vocabulary: int, expected: Mapping[str, int], added: Sequence[str] = ()) -> Tokenizer:
+    """A tokenizer, and that of this network: another's would give other words without a complaint.
 
     Arguments:
-        folder: Has `tokenizer.json` of the tokenizers library.
+        path: `tokenizer.json` of the tokenizers library.
         vocabulary: How many tokens the network knows.
         expected: Tokens whose ids tell the right file from others.
         added: Special tokens that the network's authors appended to the published vocabulary.
@@ -72,11 +69,10 @@ def load_tokenizer(folder: Path, vocabulary: int, expected: Mapping[str, int], a
     Raises:
         ValueError: No such file, a damaged one, or one of another network.
     """
-    path = folder / TOKENIZER
     if not path.is_file():
         raise ValueError(
-            f"{folder} has no {TOKENIZER}, which the network needs to read prompts. Copy the one that "
-            "docs/published-rewards.md names beside the weights."
+            f"{path} does not exist, and the network needs it to read prompts. Copy the one that "
+            "docs/published-rewards.md names there."
         )
     try:
         tokenizer = Tokenizer.from_file(str(path))
@@ -97,64 +93,26 @@ def load_tokenizer(folder: Path, vocabulary: int, expected: Mapping[str, int], a
     return tokenizer
 
 
-def write_network(folder: Path, config: Any, state: Mapping[str, Tensor]) -> None:
-    """Write `config.json` and `model.safetensors`; `tokenizer.json` has to be put beside them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).unlink(missing_ok=True)  # written last: a folder that has it is whole
-    save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / WEIGHTS)
-    (folder / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
-
-
-def shapes(network: nn.Module) -> dict[str, torch.Size]:
-    """What a network expects in its state dict."""
-    return {key: tensor.shape for key, tensor in network.state_dict().items()}
-
-
-def translate(
-    original: Mapping[str, Tensor],
-    expected: Mapping[str, torch.Size],
-    renames: Sequence[tuple[str, str]],
-    unused: Sequence[str] = (),
-) -> dict[str, Tensor]:
-    """A state dict of another code base under our names.
+def write_network(
+    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], configs: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Write tensors and then, so that a folder cut short is not taken for a whole one, configurations.
 
     Arguments:
-        original: State dict as that code base stores it.
-        expected: Our names with their shapes.
-        renames: Pairs of a regular expression and its replacement; applied to one of our names in this order they give
-            the original name.
-        unused: Regular expressions of original names that play no part in the result.
+        folder: Made if it is not there. A tokenizer, if the network needs one, has to be put into it.
+        tensors: By the name of their file.
+        configs: By the name of theirs.
 
     Raises:
-        ValueError: Names that are missing, unexpected or have another shape, with what was expected and what was found.
+        OSError: The disk is full, or the folder is not to be written.
     """
-    sources = {ours: _rename(ours, renames) for ours in expected}
-    problems = [
-        *(_misfit(theirs, expected[ours], original) for ours, theirs in sources.items()),
-        *(_surplus(key, tensor, unused) for key, tensor in original.items() if key not in set(sources.values())),
-    ]
-    found = [problem for problem in problems if problem]
-    if found:
-        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
-        raise ValueError(
-            f"The weights do not fit: {'; '.join(found[:5])}{more}. Give the file and sizes that belong together."
-        )
-    return {ours: original[theirs] for ours, theirs in sources.items()}
-
-
-def _rename(name: str, renames: Sequence[tuple[str, str]]) -> str:
-    for pattern, replacement in renames:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def _misfit(key: str, shape: torch.Size, original: Mapping[str, Tensor]) -> str | None:
-    if key not in original:
-        return f"{key} is missing (expected {tuple(shape)})"
-    found = original[key].shape
-    return None if found == shape else f"{key} must be {tuple(shape)}, found {tuple(found)}"
-
-
-def _surplus(key: str, tensor: Tensor, unused: Sequence[str]) -> str | None:
-    known = any(re.fullmatch(pattern, key) for pattern in unused)
-    return None if known else f"{key} {tuple(tensor.shape)} is unexpected"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in configs:
+        (folder / name).unlink(missing_ok=True)
+    for name, state in tensors.items():
+        try:
+            save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / name)
+        except SafetensorError as error:  # the library's own, for a full disk too
+            raise OSError(f"{folder / name} cannot be written ({error}). Make room there, and run it again.") from error
+    for name, config in configs.items():
+        (folder / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ from typing import final
 
 import torch
 from jaxtyping import Bool, Float, Int
+from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.nn.utils.rnn import pad_sequence
@@ -15,7 +16,7 @@ from rewards.image import normalise, resize
 from rewards.rahf.config import RahfConfig
 from rewards.rahf.network import END, HEATMAPS, PAD, SCORES, TIED, Fused, RahfNetwork
 from rewards.rahf.words import read_marks, split_words
-from rewards.weights import load_tokenizer, load_weights, read_config
+from rewards.weights import TOKENIZER, load_tokenizer, load_weights, read_config
 
 
 @final
@@ -27,7 +28,7 @@ class Rahf(Critic):
 
     Arguments:
         weights: A folder with `config.json` (see `RahfConfig`), `model.safetensors`, and `tokenizer.json` of
-            `t5-base`. `rewards.rahf.convert` makes the tensors from the authors' file.
+            `t5-base`. `align convert` makes it from the authors' file.
         device: Where the network goes; images are expected there.
         dtype: Of its parameters; scores and maps of half-precision parameters are float32.
 
@@ -45,7 +46,7 @@ class Rahf(Critic):
         network = RahfNetwork(self.config)
         load_weights(network, folder, TIED)
         self.network = network.eval().requires_grad_(False).to(device, dtype)
-        self.tokenizer = load_tokenizer(folder, self.config.vocabulary, {"<pad>": PAD, "</s>": END})
+        self.tokenizer = read_tokenizer(folder / TOKENIZER, self.config.vocabulary)
 
     def preprocess(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 size size"]:
         """Squashed to the network's square (bilinear, 8-bit rounding) and mapped to [-1, 1]."""
@@ -117,6 +118,11 @@ class Rahf(Critic):
         """What the decoder writes for each prompt; it always reads the bare one."""
         rows = self.network.write(bare)
         return [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+
+
+def read_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
+    """T5's tokenizer; see `rewards.weights.load_tokenizer`."""
+    return load_tokenizer(path, vocabulary, {"<pad>": PAD, "</s>": END})
 
 
 def _promoted(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
