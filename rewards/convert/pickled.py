@@ -51,7 +51,7 @@ def foreign_names(path: Path) -> list[str]:
     Empty, too, for what `torch.save` does not write today.
     """
     try:
-        return sorted(get_unsafe_globals_in_checkpoint(path))
+        return sorted(get_unsafe_globals_in_checkpoint(path), key=lambda name: (name.startswith("torch."), name))
     except DAMAGED:
         return []
 
