@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -103,14 +104,16 @@ def open_side(folder: Path, captions: Captions) -> Side:
 
 
 def check_place(config: CompareConfig) -> None:
-    """Refuse a folder with the comparison of others."""
+    """Refuse a folder with another comparison, or with a user's file of that name."""
     path = config.output_dir and config.output_dir / "comparison.json"
     if path and path.exists():
-        before = read_json(path)
-        folders = [before["a"]["folder"], before["b"]["folder"]]
+        before: Any = read_json(path)
+        sides = [before.get(side) for side in "ab"] if isinstance(before, dict) else []
+        folders = [side.get("folder") for side in sides if isinstance(side, dict)]
         if folders != [str(config.images_a), str(config.images_b)]:
             raise ValueError(
-                f"{path} compares {folders[0]} and {folders[1]}, and would be overwritten. Give another --output_dir."
+                f"{path} is not the comparison of {config.images_a} and {config.images_b}, and would be overwritten. "
+                "Give another --output_dir."
             )
 
 

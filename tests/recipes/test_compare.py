@@ -175,7 +175,7 @@ def test_other_seeds_are_warned_of(make: Make, capsys: pytest.CaptureFixture[str
         (["one", "two", "--report"], "--report came without --output_dir"),
         (
             ["one", "two", "--output_dir", "out"],
-            "out/comparison.json compares three and four, and would be overwritten",
+            "out/comparison.json is not the comparison of one and two, and would be overwritten",
         ),
         (["one", "two", "--format", "yaml"], "--format"),
     ],
@@ -193,6 +193,19 @@ def test_mistakes_are_answered_before_the_work(
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not Path("calls.txt").exists()
+
+
+@pytest.mark.parametrize("content", ['{"a": {"folder": "one"}}', '{"a": 1, "b": 2}', "[]", "1"])
+def test_a_users_file_of_that_name_is_not_overwritten(
+    content: str, make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make("one")
+    make("two")
+    Path("out").mkdir()
+    Path("out/comparison.json").write_text(content)
+    assert compare("one", "two", "--output_dir", "out") == 1
+    assert "would be overwritten" in capsys.readouterr().err
+    assert Path("out/comparison.json").read_text() == content
 
 
 def test_an_unknown_reward_is_answered_with_the_nearest(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
