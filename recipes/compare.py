@@ -8,12 +8,9 @@ bootstrap intervals over prompts.
 """
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,42 +22,23 @@ from align.device import pick_device, set_threads
 from align.log import Log
 from align.report.comparison import ComparisonReport, write_comparison
 from align.report.page import Pair
-from align.samples import SampleRow
 from align.state import read_json, write_json
 from recipes.comparison import Compared, compare_pairs
 from recipes.comparison_text import as_json, as_table, notes
 from recipes.configs.compare import CompareConfig
 from recipes.configuration import launch
-from recipes.image_texts import Captions
-from recipes.images import Item, find_items, sample_items, store_of
 from recipes.judge import check_all
-from recipes.pairing import Entry, Pairing, pair
+from recipes.pairing import Pairing, pair
 from recipes.reward_names import announce
 from recipes.score import score
 from recipes.scoring import Engine
 from recipes.settings import as_yaml
+from recipes.sides import Side, open_sides
 from rewards.base import Reward
 from rewards.load import group_specs, load_rewards
 
 SHOWN, EXTREMES = 12, 6
 """Pairs on the page that do not look at the scores, and from either end of the prompts that moved."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the two folders."""
-
-    folder: Path
-    items: Sequence[Item]
-    rows: Sequence[SampleRow]
-    """Of generated images, one for each item; none of others."""
-
-    def entries(self) -> list[Entry]:
-        """The images as pairing sees them."""
-        if not self.rows:
-            return [Entry(os.path.relpath(item.name, self.folder), item.text) for item in self.items]
-        pairs = zip(self.items, self.rows, strict=True)
-        return [Entry(item.name, item.text, row.sample_index, row.seed) for item, row in pairs]
 
 
 def main(config: CompareConfig, *, dry_run: bool = False) -> None:
@@ -80,27 +58,6 @@ def main(config: CompareConfig, *, dry_run: bool = False) -> None:
     accelerator = Accelerator(cpu=device.type == "cpu")
     set_threads()
     run(config, sides, load_rewards(names, device), pairing, device, accelerator)
-
-
-def open_sides(config: CompareConfig) -> tuple[Side, Side]:
-    """Both folders; the same one twice is a mistake."""
-    captions = Captions(config.prompt, config.prompts)
-    first, second = (open_side(folder, captions) for folder in (config.images_a, config.images_b))
-    if len({Path(side.items[0].found.name).resolve() for side in (first, second)}) == 1:
-        raise ValueError(
-            f"{config.images_a} and {config.images_b} are the same images; a comparison needs two. Give another."
-        )
-    return first, second
-
-
-def open_side(folder: Path, captions: Captions) -> Side:
-    """The images of a run, which has them in `samples/`, of a folder of samples, or any in a folder with prompts."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; give two folders with images.")
-    store = store_of([str(folder)])
-    if store is None:
-        return Side(folder, find_items([str(folder)], captions), ())
-    return Side(folder, sample_items(store), store.rows())
 
 
 def check_place(config: CompareConfig) -> None:

@@ -109,12 +109,16 @@ def test_a_converted_checkpoint_scores_as_its_authors_code(
     torch.testing.assert_close(scores, torch.tensor(expected), atol=TOLERANCES.get(name, 5e-5), rtol=0)
 
 
+AUTHORS = ("trainer", "trainer.models", "trainer.models.clip_model")
+
+
 def _as_module(state: dict[str, Tensor]) -> nn.Module:
     """Nested modules whose state dict is `state`, of a class in a module that only its author has."""
-    authors = types.ModuleType("trainer.models.clip_model")
+    authors = types.ModuleType(AUTHORS[-1])
     kind = type("CLIPModel", (nn.Module,), {"__module__": authors.__name__, "__qualname__": "CLIPModel"})
     authors.__dict__["CLIPModel"] = kind
-    sys.modules[authors.__name__] = authors
+    for name in AUTHORS:
+        sys.modules[name] = authors
     root = kind()
     for key, tensor in state.items():
         *path, last = key.split(".")
@@ -133,7 +137,8 @@ def _as_module(state: dict[str, Tensor]) -> nn.Module:
 @pytest.mark.usefixtures("place")
 def test_mps_is_converted_from_its_pickled_module(capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(_as_module(golden.checkpoint("mps_small")), "MPS_overall_checkpoint.pth")
-    del sys.modules["trainer.models.clip_model"]
+    for name in AUTHORS:
+        del sys.modules[name]
     assert _type("mps", checkpoint="MPS_overall_checkpoint.pth", **HEADS) == 1
     assert "trainer.models.clip_model.CLIPModel" in capsys.readouterr().err
     assert not Path("made").exists()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tests.rewards.tiny_clip import save_tiny_clip
 CPU = torch.device("cpu")
 ClipReward = HPS | HPSv2 | PickScore | Aesthetic | MPS
 
-ONE_HEAD, FOUR_AND_TWO = {"vision_heads": 1, "text_heads": 1}, {"vision_heads": 4, "text_heads": 2}
+ONE_HEAD, FOUR_AND_TWO = Parts(vision_heads=1, text_heads=1), Parts(vision_heads=4, text_heads=2)
 """Attention heads of the golden sizes, which no tensor tells."""
 CHECKPOINTS = {
     "hpsv1": ("hps-v1", "hpsv1_small", HPS, ONE_HEAD),
@@ -42,7 +43,7 @@ def golden_reward(name: str, folder: Path, gains: Sequence[Any] | None = None, *
     """A reward with the rule's weights, by the name of its golden run, read the way a user's checkpoint is."""
     published, layout, made, heads = CHECKPOINTS[name]
     clip = golden.checkpoint("openai_clip_l14_small", gains) if name == "laion" else None
-    files = PUBLISHED[published].convert(golden.checkpoint(layout, gains), Parts(clip, **heads))
+    files = PUBLISHED[published].convert(golden.checkpoint(layout, gains), replace(heads, clip=clip))
     write_network(folder, *files)
     return made(folder, CPU, **options)
 

@@ -1,6 +1,7 @@
 """Checkpoints in the layouts of their authors become folders of ours, and nothing is left over in silence."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from tests.rewards import golden
 from tests.rewards.clip_rewards import FOUR_AND_TWO, ONE_HEAD
 
 Damage = Callable[[dict[str, Tensor]], Any]
-PARTS = Parts(**FOUR_AND_TWO)
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +60,14 @@ def test_what_does_not_fit_is_named(damage: Damage, message: str, pickscore: dic
     tensors = dict(pickscore)
     damage(tensors)
     with pytest.raises(ValueError, match=message):
-        convert_open_clip(tensors, PARTS)
+        convert_open_clip(tensors, FOUR_AND_TWO)
 
 
 def test_sizes_in_openais_own_file_are_known_to_be_unused() -> None:
     tensors = golden.checkpoint("hpsv1_small") | {"context_length": torch.tensor(77)}
-    parts = Parts(**ONE_HEAD)
-    assert len(convert_openai(tensors, parts).tensors[WEIGHTS]) == len(tensors) - 1
+    assert len(convert_openai(tensors, ONE_HEAD).tensors[WEIGHTS]) == len(tensors) - 1
     with pytest.raises(ValueError, match=r"position_ids \(3,\) is unexpected"):
-        convert_openai(tensors | {"position_ids": torch.arange(3)}, parts)
+        convert_openai(tensors | {"position_ids": torch.arange(3)}, ONE_HEAD)
 
 
 def test_heads_are_as_published_or_as_given(pickscore: dict[str, Tensor]) -> None:
@@ -80,18 +79,18 @@ def test_heads_are_as_published_or_as_given(pickscore: dict[str, Tensor]) -> Non
 
 def test_the_aesthetic_predictors_clip_may_come_from_the_hub(pickscore: dict[str, Tensor]) -> None:
     head = golden.checkpoint("laion_head_small")
-    files = convert_aesthetic(head, Parts(clip=pickscore, **FOUR_AND_TWO))
+    files = convert_aesthetic(head, replace(FOUR_AND_TWO, clip=pickscore))
     assert files.configs[CONFIG]["model_cfg"]["quick_gelu"]
     head["layers.0.weight"] = torch.zeros(1024, 16)
     with pytest.raises(ValueError, match=r"layers.0.weight must be \(1024, 32\), found \(1024, 16\)"):
-        convert_aesthetic(head, Parts(clip=pickscore, **FOUR_AND_TWO))
+        convert_aesthetic(head, replace(FOUR_AND_TWO, clip=pickscore))
 
 
 def test_the_biases_that_mps_does_not_have_must_be_zero() -> None:
     tensors = golden.checkpoint("mps_small")
     tensors["cross_model.layers.1.0.fn.norm.bias"] = torch.ones(32)
     with pytest.raises(ValueError, match=r"layers.1.0.fn.norm.bias must be zero"):
-        convert_mps(tensors, PARTS)
+        convert_mps(tensors, FOUR_AND_TWO)
 
 
 def test_the_names_and_sizes_are_those_of_the_published_networks() -> None:
@@ -106,9 +105,10 @@ def test_the_names_and_sizes_are_those_of_the_published_networks() -> None:
     with torch.device("meta"):
         state = CLIPModel(config).state_dict()
         files = convert_open_clip(state, Parts())
-        model = CLIP(**files.configs[CONFIG]["model_cfg"])
+        config = files.configs[CONFIG]["model_cfg"]
+        model = CLIP(**config)
     assert sum(tensor.numel() for tensor in files.tensors[WEIGHTS].values()) == 986_109_441
-    assert model.visual.transformer.resblocks[0].attn.num_heads == 16
+    assert (config["vision_cfg"]["head_width"], config["text_cfg"]["heads"]) == (80, 16)
     assert sum(parameter.numel() for parameter in model.parameters()) == 986_109_441
 
 
