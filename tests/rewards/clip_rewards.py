@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +12,22 @@ from torch import Tensor, nn
 
 from rewards.aesthetic import HEAD, Aesthetic, make_head
 from rewards.clip import ClipNetwork
-from rewards.convert import convert_aesthetic, convert_clip, convert_mps
+from rewards.convert.clip import convert_aesthetic, convert_mps, convert_open_clip, convert_openai
+from rewards.convert.layouts import Parts
 from rewards.hps import HPS
 from rewards.hps_v2 import HPSv2
 from rewards.mps import FUSION, MPS
 from rewards.mps_fusion import Fusion
 from rewards.pickscore import PickScore
+from rewards.weights import write_network
 from tests.rewards import golden
 from tests.rewards.tiny_clip import save_tiny_clip
 
 CPU = torch.device("cpu")
 ClipReward = HPS | HPSv2 | PickScore | Aesthetic | MPS
 
-OPENAI: dict[str, Any] = {
-    "embed_dim": 32,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 224, "layers": 2, "width": 64, "patch_size": 14},
-    "text_cfg": {"width": 64, "heads": 1, "layers": 2, "tokenizer_mode": "openai"},
-}
-OPEN_CLIP: dict[str, Any] = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 224, "layers": 3, "width": 64, "head_width": 16, "patch_size": 14},
-    "text_cfg": {"width": 24, "heads": 2, "layers": 3},
-}
+OPENAI = Parts(vision_heads=1, text_heads=1)
+OPEN_CLIP = Parts(vision_heads=4, text_heads=2)
 MPS_FUSION = {"layers": 2, "heads": 2}
 FULL_VOCABULARY = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 
@@ -43,20 +37,20 @@ def golden_reward(name: str, folder: Path, gains: Sequence[Any] | None = None, *
     layout = golden.checkpoint
     match name:
         case "hpsv1":
-            convert_clip(layout("hpsv1_small", gains), OPENAI, folder)
+            write_network(folder, *convert_openai(layout("hpsv1_small", gains), OPENAI))
             return HPS(folder, CPU, **options)
         case "hpsv2":
-            convert_clip(layout("hpsv2_small", gains), OPEN_CLIP, folder)
+            write_network(folder, *convert_open_clip(layout("hpsv2_small", gains), OPEN_CLIP))
             return HPSv2(folder, CPU, **options)
         case "pickscore":
-            convert_clip(layout("pickscore_small", gains), OPEN_CLIP, folder)
+            write_network(folder, *convert_open_clip(layout("pickscore_small", gains), OPEN_CLIP))
             return PickScore(folder, CPU, **options)
         case "laion":
-            clip, head = layout("openai_clip_l14_small", gains), layout("laion_head_small", gains)
-            convert_aesthetic(clip, head, OPENAI, folder)
+            parts = replace(OPENAI, clip=layout("openai_clip_l14_small", gains))
+            write_network(folder, *convert_aesthetic(layout("laion_head_small", gains), parts))
             return Aesthetic(folder, CPU, **options)
         case _:
-            convert_mps(layout("mps_small", gains), OPEN_CLIP, folder, MPS_FUSION)
+            write_network(folder, *convert_mps(layout("mps_small", gains), OPEN_CLIP))
             return MPS(folder, CPU, **options)
 
 

@@ -1,7 +1,7 @@
 """The port of RAHF gives its authors' numbers for a batch of one in any batch, and keeps the contracts."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from rewards.base import Critique
+from rewards.convert.layouts import Parts
+from rewards.convert.rahf import convert_rahf_port
 from rewards.rahf.config import PAPER, PORT, RahfConfig
-from rewards.rahf.convert import convert_rahf_port
-from rewards.rahf.critic import Rahf
+from rewards.rahf.critic import Rahf, read_tokenizer
 from rewards.rahf.network import HEATMAPS, SCORES, TIED, Fused, RahfNetwork
-from rewards.weights import load_tokenizer, write_network
+from rewards.weights import CONFIG, WEIGHTS, write_network
 from tests.rewards import golden
 from tests.rewards.tokenizers_for_tests import golden_t5, tiny_t5
 from tests.test_rewards import CHECKS, Case
 
 CPU = torch.device("cpu")
-SMALL: dict[str, Any] = {
-    "image_size": 64,
-    "vision_width": 64,
-    "vision_layers": 2,
-    "vision_heads": 4,
-    "vision_hidden": 128,
-    "text_width": 128,
-    "text_layers": 2,
-    "text_heads": 2,
-    "text_hidden": 256,
-    "score_widths": (128, 64, 32, 16, 8, 2),
-}
+SMALL = Parts(vision_heads=4)
 TINY: dict[str, Any] = {
     "image_size": 32,
     "vision_width": 16,
@@ -79,14 +69,15 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     config = RahfConfig(**TINY, **FORMS[request.param])
     network = RahfNetwork(config)
     golden.randomise(network)
-    write_network(folder, config, {key: value for key, value in network.state_dict().items() if key not in TIED})
+    state = {key: value for key, value in network.state_dict().items() if key not in TIED}
+    write_network(folder, {WEIGHTS: state}, {CONFIG: asdict(config)})
     tiny_t5().save(str(folder / "tokenizer.json"))
     return folder
 
 
 def _small(folder: Path, layout: str, gains: list[Any] | None = None, **config: Any) -> Rahf:
-    sizes = RahfConfig(**SMALL, **config)
-    write_network(folder, sizes, convert_rahf_port(golden.checkpoint(layout, gains), sizes))
+    tensors, configs = convert_rahf_port(golden.checkpoint(layout, gains), SMALL)
+    write_network(folder, tensors, {name: {**content, **config} for name, content in configs.items()})
     golden_t5().save(str(folder / "tokenizer.json"))
     return Rahf(folder, CPU)
 
@@ -127,7 +118,9 @@ def test_prompts_have_the_authors_tokens(small: Rahf) -> None:
 
 @pytest.mark.weights
 def test_the_published_tokenizer_gives_the_authors_tokens() -> None:
-    tokenizer = load_tokenizer(Path(__file__).parents[2] / "rewards/published/rahf-port", PORT.vocabulary, {})
+    tokenizer = read_tokenizer(
+        Path(__file__).parents[2] / "rewards/published/rahf-port/tokenizer.json", PORT.vocabulary
+    )
     assert [tokenizer.encode(prompt).ids for prompt in golden.prompts()] == golden.run("rahf_small")["prompt_ids"]
 
 
@@ -143,7 +136,7 @@ def test_all_outputs_are_the_authors(small: Rahf, index: int) -> None:
 
 
 def test_a_network_that_is_told_what_to_predict_gives_the_authors_outputs(tmp_path: Path) -> None:
-    reward = _small(tmp_path, "rahf_small_single", prompted=True, max_written=1)
+    reward = _small(tmp_path, "rahf_small_single", max_written=1)
     for pair in golden.run("rahf_small_single")["pairs"]:
         _check(reward, pair)
 
@@ -282,12 +275,7 @@ def test_a_table_of_tokens_that_is_not_shared_is_refused() -> None:
     state = golden.checkpoint("rahf_small")
     state["t5.lm_head.weight"] = state["t5.lm_head.weight"] + 1
     with pytest.raises(ValueError, match=r"t5\.lm_head\.weight must equal t5\.shared\.weight"):
-        convert_rahf_port(state, RahfConfig(**SMALL))
-
-
-def test_a_file_of_the_other_variant_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"score_predictor\.conv_layers\.0\.weight is missing.*and \d+ more"):
-        convert_rahf_port(golden.checkpoint("rahf_small"), RahfConfig(**SMALL, prompted=True))
+        convert_rahf_port(state, SMALL)
 
 
 def test_the_published_forms_have_the_published_sizes() -> None:
