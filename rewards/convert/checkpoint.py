@@ -46,7 +46,7 @@ def read_checkpoint(path: Path, allow_pickle: bool = False) -> dict[str, Tensor]
 def _read_apart(path: Path) -> dict[str, Tensor]:
     with TemporaryDirectory() as folder:
         out = Path(folder) / "tensors.safetensors"
-        # -P: no module is imported from the current directory. Nothing of this package has to be importable there.
+        # By its path: the package need not be installed. With -P: no file beside it passes for a library.
         command = [sys.executable, "-P", pickled.__file__, str(path), str(out)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode:

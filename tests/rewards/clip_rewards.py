@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from rewards.aesthetic import HEAD, Aesthetic, make_head
+from rewards.clip import ClipNetwork
+from rewards.convert.clip import convert_aesthetic, convert_mps, convert_open_clip, convert_openai
 from rewards.convert.layouts import Parts
-from rewards.convert.published import PUBLISHED
 from rewards.hps import HPS
 from rewards.hps_v2 import HPSv2
 from rewards.mps import FUSION, MPS
@@ -25,27 +26,32 @@ from tests.rewards.tiny_clip import save_tiny_clip
 CPU = torch.device("cpu")
 ClipReward = HPS | HPSv2 | PickScore | Aesthetic | MPS
 
-ONE_HEAD, FOUR_AND_TWO = Parts(vision_heads=1, text_heads=1), Parts(vision_heads=4, text_heads=2)
-"""Attention heads of the golden sizes, which no tensor tells."""
-CHECKPOINTS = {
-    "hpsv1": ("hps-v1", "hpsv1_small", HPS, ONE_HEAD),
-    "hpsv2": ("hps-v2", "hpsv2_small", HPSv2, FOUR_AND_TWO),
-    "pickscore": ("pickscore", "pickscore_small", PickScore, FOUR_AND_TWO),
-    "laion": ("aesthetic", "laion_head_small", Aesthetic, ONE_HEAD),
-    "mps": ("mps", "mps_small", MPS, FOUR_AND_TWO),
-}
-"""By the name of a golden run: the reward's name, the layout, the class and the heads."""
+OPENAI = Parts(vision_heads=1, text_heads=1)
+OPEN_CLIP = Parts(vision_heads=4, text_heads=2)
 MPS_FUSION = {"layers": 2, "heads": 2}
 FULL_VOCABULARY = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 
 
 def golden_reward(name: str, folder: Path, gains: Sequence[Any] | None = None, **options: Any) -> ClipReward:
     """A reward with the rule's weights, by the name of its golden run, read the way a user's checkpoint is."""
-    published, layout, made, heads = CHECKPOINTS[name]
-    clip = golden.checkpoint("openai_clip_l14_small", gains) if name == "laion" else None
-    files = PUBLISHED[published].convert(golden.checkpoint(layout, gains), replace(heads, clip=clip))
-    write_network(folder, *files)
-    return made(folder, CPU, **options)
+    layout = golden.checkpoint
+    match name:
+        case "hpsv1":
+            write_network(folder, *convert_openai(layout("hpsv1_small", gains), OPENAI))
+            return HPS(folder, CPU, **options)
+        case "hpsv2":
+            write_network(folder, *convert_open_clip(layout("hpsv2_small", gains), OPEN_CLIP))
+            return HPSv2(folder, CPU, **options)
+        case "pickscore":
+            write_network(folder, *convert_open_clip(layout("pickscore_small", gains), OPEN_CLIP))
+            return PickScore(folder, CPU, **options)
+        case "laion":
+            parts = replace(OPENAI, clip=layout("openai_clip_l14_small", gains))
+            write_network(folder, *convert_aesthetic(layout("laion_head_small", gains), parts))
+            return Aesthetic(folder, CPU, **options)
+        case _:
+            write_network(folder, *convert_mps(layout("mps_small", gains), OPEN_CLIP))
+            return MPS(folder, CPU, **options)
 
 
 def save_tiny_rewards(folder: Path) -> None:

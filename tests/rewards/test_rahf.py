@@ -13,27 +13,15 @@ from rewards.base import Critique
 from rewards.convert.layouts import Parts
 from rewards.convert.rahf import convert_rahf_port
 from rewards.rahf.config import PAPER, PORT, RahfConfig
-from rewards.rahf.critic import Rahf
+from rewards.rahf.critic import Rahf, read_tokenizer
 from rewards.rahf.network import HEATMAPS, SCORES, TIED, Fused, RahfNetwork
-from rewards.weights import CONFIG, WEIGHTS, load_tokenizer, write_network
+from rewards.weights import CONFIG, WEIGHTS, write_network
 from tests.rewards import golden
 from tests.rewards.tokenizers_for_tests import golden_t5, tiny_t5
 from tests.test_rewards import CHECKS, Case
 
 CPU = torch.device("cpu")
-SMALL: dict[str, Any] = {
-    "image_size": 64,
-    "vision_width": 64,
-    "vision_layers": 2,
-    "vision_heads": 4,
-    "vision_hidden": 128,
-    "text_width": 128,
-    "text_layers": 2,
-    "text_heads": 2,
-    "text_hidden": 256,
-    "score_widths": (128, 64, 32, 16, 8, 2),
-}
-HEADS = Parts(vision_heads=4)
+SMALL = Parts(vision_heads=4)
 TINY: dict[str, Any] = {
     "image_size": 32,
     "vision_width": 16,
@@ -93,10 +81,8 @@ def save_rahf(folder: Path, network: RahfNetwork) -> None:
 
 
 def _small(folder: Path, layout: str, gains: list[Any] | None = None, **config: Any) -> Rahf:
-    files = convert_rahf_port(golden.checkpoint(layout, gains), HEADS)
-    sizes = asdict(RahfConfig(**SMALL, prompted=layout.endswith("single")))
-    assert files.configs[CONFIG] == sizes
-    write_network(folder, files.tensors, {CONFIG: sizes | config})
+    tensors, configs = convert_rahf_port(golden.checkpoint(layout, gains), SMALL)
+    write_network(folder, tensors, {name: {**content, **config} for name, content in configs.items()})
     golden_t5().save(str(folder / "tokenizer.json"))
     return Rahf(folder, CPU)
 
@@ -137,8 +123,8 @@ def test_prompts_have_the_authors_tokens(small: Rahf) -> None:
 
 @pytest.mark.weights
 def test_the_published_tokenizer_gives_the_authors_tokens() -> None:
-    tokenizer = load_tokenizer(
-        Path(__file__).parents[2] / "rewards/published/rahf-port/tokenizer.json", PORT.vocabulary, {}
+    tokenizer = read_tokenizer(
+        Path(__file__).parents[2] / "rewards/published/rahf-port/tokenizer.json", PORT.vocabulary
     )
     assert [tokenizer.encode(prompt).ids for prompt in golden.prompts()] == golden.run("rahf_small")["prompt_ids"]
 
@@ -294,7 +280,7 @@ def test_a_table_of_tokens_that_is_not_shared_is_refused() -> None:
     state = golden.checkpoint("rahf_small")
     state["t5.lm_head.weight"] = state["t5.lm_head.weight"] + 1
     with pytest.raises(ValueError, match=r"t5\.lm_head\.weight must equal t5\.shared\.weight"):
-        convert_rahf_port(state, HEADS)
+        convert_rahf_port(state, SMALL)
 
 
 def test_the_published_forms_have_the_published_sizes() -> None:
