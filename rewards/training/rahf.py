@@ -1,7 +1,7 @@
 """What training RAHF needs beyond a loop: its losses on rich feedback, and on captions (arXiv 2312.10240, section 4.1).
 
-A batch holds what people said of some images. The network of the paper's "augmented prompt" form is told by a prefix of
-the prompt what to predict; of its outputs each image learns, beside the words, one score and one map a step, drawn anew.
+A batch holds what people said of some images. The network of the paper's "augmented prompt" form is told by a prefix
+of the prompt what to predict: each image teaches it, beside the words, one score and one map a step, drawn anew.
 """
 
 from collections.abc import Callable, Sequence
