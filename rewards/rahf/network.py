@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import T5Config, T5ForConditionalGeneration, ViTConfig, ViTModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.t5.modeling_t5 import T5LayerNorm
@@ -53,12 +54,21 @@ class RahfNetwork(nn.Module):
     def __init__(self, config: RahfConfig) -> None:
         super().__init__()
         self.config = config
+        self._recompute = False
         self.vit = ViTModel(_vit_config(config), add_pooling_layer=False)
         self.projection = nn.Linear(config.vision_width, config.text_width)
         self.t5 = T5ForConditionalGeneration(_t5_config(config))
         _keep_precision(self.t5)
         self.score_heads = nn.ModuleDict({name: _score_head(config) for name in _names(SCORES, config)})
         self.heatmap_heads = nn.ModuleDict({name: _heatmap_head(config) for name in _names(HEATMAPS, config)})
+
+    def enable_gradient_checkpointing(self) -> None:
+        """While it trains, compute activations anew for the backward pass instead of keeping them: less memory."""
+        for part in (self.vit, self.t5):
+            # transformers 5.17 has the old name only, later ones warn of it
+            enable = getattr(part, "activation_checkpointing_enable", None) or part.gradient_checkpointing_enable
+            enable()
+        self._recompute = True
 
     def see(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch seen width"]:
         """Image tokens in the width of the text, [CLS] first."""
@@ -89,7 +99,12 @@ class RahfNetwork(nn.Module):
 
     def heatmap(self, features: Float[Tensor, "batch width grid grid"], name: str) -> Float[Tensor, "batch size size"]:
         """One of `HEATMAPS`, in [0, 1]."""
-        return self.heatmap_heads[ANY if self.config.prompted else name](features)
+        head = self.heatmap_heads[ANY if self.config.prompted else name]
+        if not (self._recompute and self.training):
+            return head(features)
+        drawn = checkpoint(head, features, use_reentrant=False)
+        assert isinstance(drawn, Tensor)
+        return drawn
 
     def write_logits(self, fused: Fused, ids: Int[Tensor, "batch new"]) -> Float[Tensor, "batch new vocabulary"]:
         """Logits of every token of a text, each given those before it (teacher forcing)."""

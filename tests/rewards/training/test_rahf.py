@@ -135,3 +135,17 @@ def test_padding_of_the_target_does_not_count() -> None:
     torch.testing.assert_close(
         written_loss(critic.network, fused, (ids, real)), written_loss(critic.network, fused, longer)
     )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_recomputed_activations_give_the_same_gradients(form: str) -> None:
+    gradients = []
+    for recompute in (False, True):
+        critic, batch = _critic(**FORMS[form]), _batch()
+        if recompute:
+            critic.network.enable_gradient_checkpointing()
+        critic.network.train()
+        RahfLoss(critic.tokenize, LossWeights())(critic.network, batch, torch.Generator().manual_seed(3)).backward()
+        gradients.append([parameter.grad for parameter in critic.network.parameters()])
+    for kept, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, kept)
