@@ -5,22 +5,22 @@ from pathlib import Path
 from typing import final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torch.nn.utils.rnn import pad_sequence
 
-from rewards.base import Critic, Critique, Heatmaps, Images, check_pairs
+from rewards.base import Critic, Critique, Heatmaps, Images, PixelReward, check_pairs
 from rewards.image import normalise, resize
 from rewards.rahf.config import RahfConfig
 from rewards.rahf.network import END, HEATMAPS, PAD, SCORES, TIED, Fused, RahfNetwork
-from rewards.rahf.words import read_marks, split_words
+from rewards.rahf.tokens import Padded, padded
+from rewards.rahf.words import read_marks, split_words, task_prompt
 from rewards.weights import TOKENIZER, load_tokenizer, load_weights, read_config
 
 
 @final
-class Rahf(Critic):
+class Rahf(Critic, PixelReward):
     """RAHF (Liang et al., arXiv 2312.10240) in the form that its configuration says, the paper's or the port's.
 
     Scores are in [0, 1], higher is better (a score of 1 in "plausibility" means: no artifacts). Heatmaps are 1 where
@@ -48,22 +48,31 @@ class Rahf(Critic):
         self.network = network.eval().requires_grad_(False).to(device, dtype)
         self.tokenizer = read_tokenizer(folder / TOKENIZER, self.config.vocabulary)
 
+    @classmethod
+    def of(cls, network: RahfNetwork, tokenizer: Tokenizer) -> "Rahf":
+        """A critic around a network as it is, for example while it trains."""
+        critic = cls.__new__(cls)
+        critic.config, critic.network, critic.tokenizer = network.config, network, tokenizer
+        return critic
+
     def preprocess(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 size size"]:
         """Squashed to the network's square (bilinear, 8-bit rounding) and mapped to [-1, 1]."""
         image = image.to(torch.promote_types(image.dtype, torch.float32))
         size = self.config.image_size
         return normalise(resize(image, size, size, "bilinear"), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
-    def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "batch 4"]:
+    def score_pixels(
+        self, pixels: Float[Tensor, "batch 3 size size"], prompts: Sequence[str]
+    ) -> Float[Tensor, "batch 4"]:
         """Plausibility, alignment, aesthetics and overall quality."""
-        check_pairs(images, prompts)
-        seen = self._see(images)
+        parameter = self.network.projection.bias
+        seen = self.network.see(pixels.to(parameter.device, parameter.dtype))
         return self._scores(seen, prompts, None if self.config.prompted else self._fuse(seen, prompts))
 
     def critique(self, images: Images, prompts: Sequence[str]) -> Critique:
         """Scores, maps and words; the maps are resized to the images (bilinear, antialiased)."""
         check_pairs(images, prompts)
-        seen = self._see(images)
+        seen = self.network.see(self._pixels(images))
         bare = self._fuse(seen, prompts)
         words = [split_words(prompt) for prompt in prompts]
         return Critique(
@@ -73,17 +82,13 @@ class Rahf(Critic):
             misaligned=[read_marks(*pair) for pair in zip(words, self._written(bare), strict=True)],
         )
 
-    def tokenize(self, prompts: Sequence[str]) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
+    def tokenize(self, prompts: Sequence[str]) -> Padded:
         """Token ids with the end of the text, never cut, padded to the longest; and which of them are no padding."""
-        device = self.network.projection.bias.device
-        rows = [torch.tensor(self.tokenizer.encode(prompt).ids, device=device) for prompt in prompts]
-        mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True)
-        return pad_sequence(rows, batch_first=True, padding_value=PAD), mask
+        return padded(self.tokenizer, prompts, self.network.projection.bias.device)
 
-    def _see(self, images: Images) -> Float[Tensor, "batch seen width"]:
+    def _pixels(self, images: Images) -> Float[Tensor, "batch 3 size size"]:
         parameter = self.network.projection.bias
-        pixels = torch.stack([self.preprocess(image) for image in images])
-        return self.network.see(pixels.to(parameter.device, parameter.dtype))
+        return torch.stack([self.preprocess(image) for image in images]).to(parameter.device, parameter.dtype)
 
     def _fuse(self, seen: Float[Tensor, "batch seen width"], prompts: Sequence[str]) -> Fused:
         return self.network.fuse(seen, *self.tokenize(prompts))
@@ -112,7 +117,7 @@ class Rahf(Critic):
         if not self.config.prompted:
             assert bare is not None
             return bare.features
-        return self._fuse(seen, [f"<output> {kind}: {name} </output> {prompt}" for prompt in prompts]).features
+        return self._fuse(seen, [task_prompt(kind, name, prompt) for prompt in prompts]).features
 
     def _written(self, bare: Fused) -> list[str]:
         """What the decoder writes for each prompt; it always reads the bare one."""

@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import T5Config, T5ForConditionalGeneration, ViTConfig, ViTModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.t5.modeling_t5 import T5LayerNorm
@@ -53,12 +54,21 @@ class RahfNetwork(nn.Module):
     def __init__(self, config: RahfConfig) -> None:
         super().__init__()
         self.config = config
+        self._recompute = False
         self.vit = ViTModel(_vit_config(config), add_pooling_layer=False)
         self.projection = nn.Linear(config.vision_width, config.text_width)
         self.t5 = T5ForConditionalGeneration(_t5_config(config))
         _keep_precision(self.t5)
         self.score_heads = nn.ModuleDict({name: _score_head(config) for name in _names(SCORES, config)})
         self.heatmap_heads = nn.ModuleDict({name: _heatmap_head(config) for name in _names(HEATMAPS, config)})
+
+    def enable_gradient_checkpointing(self) -> None:
+        """While it trains, compute activations anew for the backward pass instead of keeping them: less memory."""
+        for part in (self.vit, self.t5):
+            # transformers 5.17 has the old name only, later ones warn of it
+            enable = getattr(part, "activation_checkpointing_enable", None) or part.gradient_checkpointing_enable
+            enable()
+        self._recompute = True
 
     def see(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch seen width"]:
         """Image tokens in the width of the text, [CLS] first."""
@@ -69,13 +79,18 @@ class RahfNetwork(nn.Module):
         seen: Float[Tensor, "batch seen width"],
         ids: Int[Tensor, "batch tokens"],
         mask: Bool[Tensor, "batch tokens"],
+        decoder_sees_image: bool | None = None,
     ) -> Fused:
-        """Let image and text tokens attend to each other, all but the padding of the text."""
+        """Let image and text tokens attend to each other, all but the padding of the text.
+
+        The decoder attends to the image as the configuration says, unless `decoder_sees_image` says otherwise.
+        """
         tokens = torch.cat([seen, self.t5.shared(ids)], dim=1)
         attended = torch.cat([mask.new_ones(seen.shape[:2]), mask], dim=1)
         fused = self.t5.encoder(inputs_embeds=tokens, attention_mask=attended.long()).last_hidden_state
         patches = fused[:, 1 : seen.shape[1]].transpose(1, 2).unflatten(2, (self.config.grid, self.config.grid))
-        start = 0 if self.config.reads_image else seen.shape[1]
+        sees = self.config.reads_image if decoder_sees_image is None else decoder_sees_image
+        start = 0 if sees else seen.shape[1]
         return Fused(patches, fused[:, start:], attended[:, start:])
 
     def score(self, features: Float[Tensor, "batch width grid grid"], name: str) -> Float[Tensor, " batch"]:
@@ -84,7 +99,23 @@ class RahfNetwork(nn.Module):
 
     def heatmap(self, features: Float[Tensor, "batch width grid grid"], name: str) -> Float[Tensor, "batch size size"]:
         """One of `HEATMAPS`, in [0, 1]."""
-        return self.heatmap_heads[ANY if self.config.prompted else name](features)
+        head = self.heatmap_heads[ANY if self.config.prompted else name]
+        if not (self._recompute and self.training):
+            return head(features)
+        drawn = checkpoint(head, features, use_reentrant=False)
+        assert isinstance(drawn, Tensor)
+        return drawn
+
+    def write_logits(self, fused: Fused, ids: Int[Tensor, "batch new"]) -> Float[Tensor, "batch new vocabulary"]:
+        """Logits of every token of a text, each given those before it (teacher forcing)."""
+        before = torch.cat([torch.full_like(ids[:, :1], PAD), ids[:, :-1]], dim=1)
+        output = self.t5(
+            encoder_outputs=BaseModelOutput(last_hidden_state=fused.memory),  # pyright: ignore[reportArgumentType]
+            attention_mask=fused.mask.long(),
+            decoder_input_ids=before,
+            use_cache=False,
+        )
+        return output.logits
 
     def next_token(
         self, fused: Fused, written: Int[Tensor, "batch new"], cache: Any = None
@@ -156,6 +187,7 @@ def _t5_config(config: RahfConfig) -> T5Config:
         num_layers=config.text_layers,
         num_heads=config.text_heads,
         layer_norm_epsilon=NORM_EPS,
+        dropout_rate=0.0,  # its randomness would come from no generator of a batch
         decoder_start_token_id=PAD,  # pyright: ignore[reportCallIssue]
         pad_token_id=PAD,
         eos_token_id=END,

@@ -1,6 +1,7 @@
 """Which words of a prompt an image misses, read from what RAHF writes: the prompt, bad words marked by `_0`."""
 
 import re
+from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 DELIMITERS = r'[,.?!":; ]'
@@ -13,7 +14,12 @@ def split_words(prompt: str) -> list[str]:
     return [word for word in re.split(DELIMITERS, prompt) if word]
 
 
-def mark_words(words: list[str], misaligned: list[bool]) -> str:
+def task_prompt(kind: str, name: str, prompt: str) -> str:
+    """The prompt that asks a network of the augmented-prompt form for a "SCORE" or a "HEATMAP"."""
+    return f"<output> {kind}: {name} </output> {prompt}"
+
+
+def mark_words(words: Sequence[str], misaligned: Sequence[bool]) -> str:
     """The text that RAHF learns to write for labelled words."""
     return " ".join(word + MARK if bad else word for word, bad in zip(words, misaligned, strict=True))
 

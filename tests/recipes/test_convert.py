@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from recipes.cli import main
 from rewards.base import Reward
+from rewards.cards import Source, load_cards
 from rewards.convert.published import PUBLISHED
-from rewards.load import load_cards, sha256
+from rewards.load import sha256
 from tests.rewards import golden
 from tests.rewards.pickled_module import save_module
 from tests.rewards.tokenizers_for_tests import golden_bert, golden_t5

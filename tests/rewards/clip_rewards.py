@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from rewards.aesthetic import HEAD, Aesthetic, make_head
-from rewards.clip import ClipNetwork
 from rewards.convert.clip import convert_aesthetic, convert_mps, convert_open_clip, convert_openai
 from rewards.convert.layouts import Parts
 from rewards.hps import HPS

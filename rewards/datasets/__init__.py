@@ -1,0 +1,1 @@
+"""Readers of what people said of images, and how their remarks become one."""

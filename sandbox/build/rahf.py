@@ -1,0 +1,187 @@
+"""The sandbox's RAHF: a small ViT and T5 that learn from what simulated people said of generated pictures.
+
+First they learn to name what rendered scenes show, as the paper's were pre-trained on captions; then, from there, the
+paper's two forms, several heads or one that the prompt directs, learn from rich feedback (arXiv 2312.10240).
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float, UInt8
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import Metaspace as MetaspaceDecoder
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Metaspace, Sequence, Split, WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor
+
+from align.log import Log
+from align.train import TrainSettings, Validation, train
+from rewards.rahf.config import RahfConfig
+from rewards.rahf.critic import Rahf
+from rewards.rahf.network import HEATMAPS, SCORES, RahfNetwork
+from rewards.rahf.tokens import Tokenize, padded
+from rewards.rahf.words import MARK, mark_words
+from rewards.training.rahf import LossWeights, RahfBatch, RahfLoss, caption_loss
+from sandbox.build.pictures import draw_pictures
+from sandbox.build.rich import Rich
+from sandbox.build.symmetry import Symmetry
+from sandbox.build.tokenizer import words
+from sandbox.rich_feedback import RATERS
+from sandbox.world import SIZE_PX, caption, parse, split_of
+
+BATCH = 64
+CONFIG = RahfConfig(
+    image_size=SIZE_PX,
+    patch_size=8,
+    vision_width=128,
+    vision_layers=4,
+    vision_heads=4,
+    vision_hidden=256,
+    text_width=96,
+    text_layers=3,
+    text_heads=4,
+    text_head_width=24,
+    text_hidden=192,
+    vocabulary=80,
+    heads="paper",
+    heatmap_widths=(48, 32, 32, 16, 8),
+    score_widths=(32, 8),
+    score_hidden=(32,),
+    reads_image=True,
+    max_written=40,
+)
+
+
+def build_tokenizer() -> Tokenizer:
+    """Every word of the grammar, of what a network can be asked for, and the mark of a misaligned word."""
+    asked = ["<output>", "</output>", "SCORE:", "HEATMAP:", *SCORES, *HEATMAPS]
+    tokens = ["<pad>", "</s>", "<unk>", MARK, *(f"\u2581{word}" for word in [*words(), *asked])]
+    tokenizer = Tokenizer(WordLevel({token: index for index, token in enumerate(tokens)}, unk_token="<unk>"))
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in tokens[:3]])
+    tokenizer.pre_tokenizer = Sequence([WhitespaceSplit(), Metaspace(), Split(MARK, "isolated")])
+    tokenizer.decoder = MetaspaceDecoder()
+    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return tokenizer
+
+
+def pretrain(folder: Path, steps: int, accelerator: Accelerator) -> RahfNetwork:
+    """Teach a new network (resumable) to write the captions of rendered scenes."""
+    torch.manual_seed(0)
+    network = RahfNetwork(CONFIG)
+    loss = caption_loss(_tokenize(accelerator.device))
+    train(network, _scenes(accelerator.device), loss, _settings(steps, 1), folder, Log(folder), accelerator)
+    return network
+
+
+def build(
+    folder: Path, pretrained: RahfNetwork, rich: Rich, dev: Rich, prompted: bool, steps: int, accelerator: Accelerator
+) -> RahfNetwork:
+    """Teach a network (resumable) what people said; `prompted` is the form with one head of each kind."""
+    torch.manual_seed(1)
+    network = RahfNetwork(replace(CONFIG, prompted=prompted))
+    kept = {name: value for name, value in pretrained.state_dict().items() if "_heads." not in name}
+    network.load_state_dict(network.state_dict() | kept)
+    loss = RahfLoss(_tokenize(accelerator.device), LossWeights())
+    critic = Rahf.of(network, build_tokenizer())
+    look = Validation(500, lambda step: _errors(critic, loss, dev))
+    batches = _remarks(rich, accelerator.device)
+    train(network, batches, loss, _settings(steps, 2), folder, Log(folder), accelerator, look)
+    return network
+
+
+def _settings(steps: int, seed: int) -> TrainSettings:
+    return TrainSettings(
+        max_train_steps=steps,
+        learning_rate=1e-3,
+        lr_scheduler="cosine",
+        lr_warmup_steps=100,
+        adam_beta2=0.98,
+        adam_weight_decay=0.05,
+        ema_decay=0.99,
+        checkpointing_steps=100,
+        checkpoints_total_limit=2,
+        seed=seed,
+    )
+
+
+def _tokenize(device: torch.device) -> Tokenize:
+    tokenizer = build_tokenizer()
+    return lambda texts: padded(tokenizer, texts, device)
+
+
+def _pixels(images: UInt8[Tensor, "batch 3 64 64"], device: torch.device) -> Float[Tensor, "batch 3 64 64"]:
+    """What `Rahf.preprocess` makes of pictures of its own size."""
+    return images.to(device).float() / 127.5 - 1
+
+
+def _scenes(device: torch.device) -> Callable[[int], RahfBatch]:
+    """Rendered scenes under a symmetry of the world, with nothing to say about them but their captions."""
+    pictures = draw_pictures(12000, "train", 0.0, seed=31)
+
+    def batch(step: int) -> RahfBatch:
+        generator = np.random.default_rng((31, step))
+        rows = generator.integers(len(pictures), size=BATCH)
+        pixels = torch.from_numpy(pictures.pixels[rows]).permute(0, 3, 1, 2)
+        moved = [_moved(pictures.captions[row], one, None, generator) for row, one in zip(rows, pixels, strict=True)]
+        texts = [text for text, _, _ in moved]
+        nothing = torch.zeros(BATCH, len(SCORES)), torch.zeros(BATCH, len(HEATMAPS), SIZE_PX, SIZE_PX)
+        return RahfBatch(_pixels(torch.stack([one for _, one, _ in moved]), device), texts, texts, *nothing)
+
+    return batch
+
+
+def _remarks(rich: Rich, device: torch.device) -> Callable[[int], RahfBatch]:
+    """Generated pictures under a symmetry of the world, with what people said of them."""
+
+    def batch(step: int) -> RahfBatch:
+        generator = np.random.default_rng((32, step))
+        rows = generator.integers(len(rich.captions), size=BATCH)
+        moved = [_moved(rich.captions[row], rich.pixels[row], rich.marks[row], generator) for row in rows]
+        return _batch(rich, rows, *zip(*moved, strict=True), device=device)
+
+    return batch
+
+
+def _moved(
+    text: str, pixels: Tensor, marks: Tensor | None, generator: np.random.Generator
+) -> tuple[str, Tensor, Tensor | None]:
+    """Picture, caption and marks under a random symmetry, unless that leads out of the training split."""
+    symmetry = Symmetry.draw(generator)
+    moved = caption(symmetry.spec(parse(text)))
+    if split_of(moved) != "train":
+        return text, pixels, marks
+    mirrored = marks.flip(-1) if marks is not None and symmetry.mirror else marks
+    return moved, symmetry.pixels(pixels), mirrored
+
+
+def _batch(rich: Rich, rows: Any, texts: Any, pixels: Any, marks: Any, device: torch.device) -> RahfBatch:
+    """The scores and the misaligned words stay what they were: a symmetry changes no word's place."""
+    marked = [
+        mark_words(text.split(), rich.misaligned[row][: len(text.split())].tolist())
+        for row, text in zip(rows, texts, strict=True)
+    ]
+    heat = torch.stack(marks).float() / len(RATERS)
+    return RahfBatch(_pixels(torch.stack(pixels), device), texts, marked, rich.scores[rows].to(device), heat.to(device))
+
+
+@torch.no_grad()
+def _errors(critic: Rahf, loss: RahfLoss, dev: Rich) -> dict[str, float]:
+    """The parts of the loss and the correlation of each score on pictures of captions that nobody trains on."""
+    device = critic.network.projection.bias.device
+    rows = np.arange(len(dev.captions))
+    batch = _batch(dev, rows, dev.captions, list(dev.pixels), list(dev.marks), device)
+    parts = loss.parts(critic.network, batch, torch.Generator().manual_seed(0))
+    scores, truth = (
+        values.cpu().numpy().T for values in (critic.score_pixels(batch.pixels, batch.prompts), batch.scores)
+    )
+    found = {
+        name: float(np.corrcoef(*pair)[0, 1])
+        for name, pair in zip(SCORES, zip(scores, truth, strict=True), strict=True)
+    }
+    return {name: float(value) for name, value in parts.items()} | found
