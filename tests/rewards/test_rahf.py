@@ -231,6 +231,14 @@ def test_a_critique_does_not_depend_on_its_batch(tiny: Path) -> None:
     assert together.misaligned == [one.misaligned[0] for one in alone]
 
 
+def test_a_critique_of_many_heads_takes_one_pass(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    critic, passes = Rahf(tiny, CPU), list[int]()
+    fuse = critic.network.fuse
+    monkeypatch.setattr(critic.network, "fuse", lambda *given: passes.append(1) or fuse(*given))
+    critic.critique([image.float() for image in _images()], PROMPTS)
+    assert len(passes) == (1 + len(SCORES) + len(HEATMAPS) if critic.config.prompted else 1)
+
+
 def test_a_critique_has_the_promised_shapes(tiny: Path) -> None:
     critic, images = Rahf(tiny, CPU, torch.float64), _images()
     _check_shapes(critic.critique(images, PROMPTS), images)
