@@ -117,6 +117,7 @@ def _convert(card: Card) -> str:
     """The command that converts the files which `_download` and a person have put into the current folder."""
     files = {role: _local(source) for role, source in card.sources.items()}
     options = [f" --{role} {shlex.quote(file)}" for role, file in files.items() if role != "checkpoint"]
+    options += [" --allow-pickle" for source in card.sources.values() if source.pickled]
     target = shlex.quote(str(card.path))
     return f"align convert {shlex.quote(files['checkpoint'])} --as {card.name} --out {target}{''.join(options)}"
 

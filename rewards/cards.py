@@ -32,6 +32,7 @@ class Source:
         revision: The commit of the repository, 40 hexadecimal digits.
         sha256: Its digest, where known.
         size: In bytes, where known.
+        pickled: Whether it holds objects besides tensors, which only `align convert --allow-pickle` reads.
     """
 
     file: str
@@ -41,6 +42,7 @@ class Source:
     page: str = ""
     sha256: str = ""
     size: int = 0
+    pickled: bool = False
 
     @property
     def place(self) -> str:

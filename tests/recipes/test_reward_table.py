@@ -114,3 +114,8 @@ def test_the_licence_of_a_folder_is_announced(elsewhere: Path, capsys: pytest.Ca
         "runs/mine: my thesis; weights: CC BY-NC 4.0",
         "sandbox-hps: arXiv 2303.14420; weights: Apache-2.0",
     ]
+
+
+def test_a_pickled_checkpoint_is_converted_with_leave(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["rewards", "show", "mps"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("--allow-pickle")
