@@ -71,7 +71,7 @@ def _with_t5(tensors: Mapping[str, Tensor], path: Path) -> None:
 ORIGINALS = [
     Original("hps-v1", "hpsv1_small", "hpc.pt", _wrapped, OPENAI, 2e-6),
     Original("hps-v2", "hpsv2_small", "HPS_v2_compressed.pt", _wrapped, OPEN_CLIP, 2e-6),
-    Original("hps-v2.1", "hpsv2_small", "HPS_v2.1_compressed.pt", _wrapped, OPEN_CLIP, 2e-6),
+    Original("hps-v2.1", "hpsv2_small", "small_HPS_v2.1.pt", _wrapped, OPEN_CLIP, 2e-6),
     Original("pickscore", "pickscore_small", "model.safetensors", save_file, OPEN_CLIP, 1e-4),
     Original("pickscore", "pickscore_small", "pytorch_model.bin", torch.save, OPEN_CLIP, 1e-4),
     Original("mps", "mps_small", "MPS_overall_state_dict.pt", torch.save, OPEN_CLIP, 2e-4),
