@@ -102,12 +102,8 @@ class MPS(PixelReward):
         """How well each image does in every dimension; each image and each different text passes its tower once."""
         prompt, condition = self._read(prompts)
         image = image_tokens(self.network.model, self.network.cast(pixels))
-        count = len(self._conditions)
         keep = relevance(prompt.tokens, condition.tokens) > self._tau
-        seen = self.fusion(
-            image.repeat_interleave(count, 0), prompt.tokens.repeat_interleave(count, 0), keep.flatten(0, 1)
-        )
-        fused = unit(seen[:, 0]).unflatten(0, (-1, count))
+        fused = unit(self.fusion(image, prompt.tokens, keep))
         return self.network.scale * (fused * unit(prompt.end)[:, None]).sum(-1)
 
     def _read(self, prompts: Sequence[str]) -> tuple[Texts, Texts]:

@@ -10,7 +10,7 @@ from typing import final
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
 
 HEAD_WIDTH = 64
 MLP_RATIO = 4
@@ -18,7 +18,7 @@ MLP_RATIO = 4
 
 @final
 class Fusion(nn.Module):
-    """Image tokens that have read those tokens of the prompt that a mask lets through.
+    """What the image's first token has read, through all others, of the tokens of the prompt that a mask lets through.
 
     Arguments:
         width: Of the tokens; the joint width of the CLIP.
@@ -35,13 +35,21 @@ class Fusion(nn.Module):
         self,
         image: Float[Tensor, "batch n width"],
         prompt: Float[Tensor, "batch m width"],
-        keep: Bool[Tensor, "batch m"],
-    ) -> Float[Tensor, "batch n width"]:
-        """The fused tokens, in the order of the image's; `keep` is True where a token of the prompt is seen."""
-        for to_prompt, to_image in zip(self.to_prompt, self.to_image, strict=True):
-            image = image + to_prompt(image, prompt, keep)
-            image = image + to_image(image)
-        return image
+        keep: Bool[Tensor, "batch condition m"],
+    ) -> Float[Tensor, "batch condition width"]:
+        """The first token under each condition; `keep` is True where a token of the prompt is seen.
+
+        Before the first reading all conditions see the same image: what does not depend on them is computed once. After
+        the last one only the first token is asked for.
+        """
+        count, last = keep.shape[1], len(self.to_image) - 1
+        image = (image[:, None] + self.to_prompt[0](image, prompt, keep)).flatten(0, 1)
+        prompt, keep = prompt.repeat_interleave(count, 0), keep.flatten(0, 1)[:, None]
+        for layer, to_image in enumerate(self.to_image):
+            if layer > 0:
+                image = image + self.to_prompt[layer](image, prompt, keep)[:, 0]
+            image = image[:, :1] + to_image(image, image[:, :1]) if layer == last else image + to_image(image, image)
+        return image[:, 0].unflatten(0, (-1, count))
 
 
 @final
@@ -62,13 +70,13 @@ class CrossAttention(nn.Module):
         self,
         image: Float[Tensor, "batch n width"],
         prompt: Float[Tensor, "batch m width"],
-        keep: Bool[Tensor, "batch m"],
-    ) -> Float[Tensor, "batch n width"]:
-        """What is added to the image tokens."""
+        keep: Bool[Tensor, "batch condition m"],
+    ) -> Float[Tensor, "batch condition n width"]:
+        """What is added to the image tokens under each condition."""
         image = self.norm(image)
         key, value = self.to_kv(prompt).chunk(2, dim=-1)
-        seen = _attend(_heads(self.to_q(image)), key, value, keep)
-        return self.to_out(seen) + self.ff_out(_swiglu(self.ff_in(image)))
+        seen = _attend(_heads(self.to_q(image))[:, None], key[:, None], value[:, None], keep)
+        return self.to_out(seen) + self.ff_out(_swiglu(self.ff_in(image)))[:, None]
 
 
 @final
@@ -87,12 +95,15 @@ class SelfAttention(nn.Module):
         self.ff_out = nn.Linear(inner, width, bias=False)
         self.register_buffer("inv_freq", 10000.0 ** (-torch.arange(0, HEAD_WIDTH, 2) / HEAD_WIDTH))
 
-    def forward(self, image: Float[Tensor, "batch n width"]) -> Float[Tensor, "batch n width"]:
-        """What is added to the image tokens."""
-        query, key, value, ff = self.proj(self.norm(image)).split(self.widths, dim=-1)
-        angles = self._angles(image)
-        seen = _attend(_rotate(_heads(query), angles), _rotate(key, angles), value)
-        return self.to_out(seen) + self.ff_out(_swiglu(ff))
+    def forward(
+        self, image: Float[Tensor, "batch n width"], asking: Float[Tensor, "batch asking width"]
+    ) -> Float[Tensor, "batch asking width"]:
+        """What is added to the tokens `asking`, the first ones of the image."""
+        to_query, to_key, to_value, to_ff = self.proj.weight.split(self.widths)
+        angles, image, asking = self._angles(image), self.norm(image), self.norm(asking)
+        query = _rotate(_heads(linear(asking, to_query)), angles[: asking.shape[1]])
+        seen = _attend(query, _rotate(linear(image, to_key), angles), linear(image, to_value))
+        return self.to_out(seen) + self.ff_out(_swiglu(linear(asking, to_ff)))
 
     def _angles(self, image: Float[Tensor, "batch n width"]) -> Float[Tensor, "n half"]:
         """Position times frequency: never in half precision, where positions near 256 would be off by half a radian."""
@@ -114,16 +125,16 @@ def _heads(query: Float[Tensor, "batch n inner"]) -> Float[Tensor, "batch head n
 
 
 def _attend(
-    query: Float[Tensor, "batch head n d"],
-    key: Float[Tensor, "batch m d"],
-    value: Float[Tensor, "batch m d"],
-    keep: Bool[Tensor, "batch m"] | None = None,
-) -> Float[Tensor, "batch n inner"]:
+    query: Float[Tensor, "*batch head n d"],
+    key: Float[Tensor, "*batch m d"],
+    value: Float[Tensor, "*batch m d"],
+    keep: Bool[Tensor, "*masked m"] | None = None,
+) -> Float[Tensor, "*_ n inner"]:
     """Softmax attention of many heads to one, the heads side by side."""
-    logits = torch.einsum("bhnd,bmd->bhnm", query * HEAD_WIDTH**-0.5, key)
+    logits = torch.einsum("...hnd,...md->...hnm", query * HEAD_WIDTH**-0.5, key)
     if keep is not None:
-        logits = logits.masked_fill(~keep[:, None, None], float("-inf"))
-    return torch.einsum("bhnm,bmd->bnhd", logits.softmax(-1), value).flatten(-2)
+        logits = logits.masked_fill(~keep[..., None, None, :], float("-inf"))
+    return torch.einsum("...hnm,...md->...nhd", logits.softmax(-1), value).flatten(-2)
 
 
 def _rotate(x: Float[Tensor, "*batch n d"], angles: Float[Tensor, "n half"]) -> Float[Tensor, "*batch n d"]:

@@ -130,14 +130,25 @@ def test_relevance_is_at_most_one_in_each_prompt() -> None:
     torch.testing.assert_close(found.amax(-1), torch.ones(3, 2))
 
 
+def test_conditions_together_give_what_each_gives_alone() -> None:
+    torch.manual_seed(0)
+    fusion = Fusion(32, 3, 2).double()
+    image, prompt = torch.randn(2, 9, 32).double(), torch.randn(2, 6, 32).double()
+    keep = torch.rand(2, 4, 6) > 0.4
+    keep[..., 0] = True
+    together = fusion(image, prompt, keep)
+    for index in range(4):
+        torch.testing.assert_close(together[:, [index]], fusion(image, prompt, keep[:, [index]]))
+
+
 def test_hidden_tokens_are_not_seen() -> None:
     generator = torch.Generator().manual_seed(0)
     fusion = Fusion(32, layers=2, heads=2)
     image, prompt = torch.randn(1, 9, 32, generator=generator), torch.randn(1, 6, 32, generator=generator)
     keep = torch.tensor([[True, True, False, True, False, True]])
-    seen = fusion(image, prompt, keep)
-    assert torch.equal(seen, fusion(image, prompt + 5 * ~keep[..., None], keep))
-    assert not torch.allclose(seen, fusion(image, prompt + keep[..., None], keep))
+    seen = fusion(image, prompt, keep[:, None])
+    assert torch.equal(seen, fusion(image, prompt + 5 * ~keep[..., None], keep[:, None]))
+    assert not torch.allclose(seen, fusion(image, prompt + keep[..., None], keep[:, None]))
 
 
 def test_the_published_size() -> None:
