@@ -3,4 +3,4 @@
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
-NAMES = ("clip", "sd", "hps", "hps2")
+NAMES = ("clip", "sd", "hps", "hps2", "rahf")

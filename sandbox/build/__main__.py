@@ -1,8 +1,8 @@
 """`python -m sandbox.build NAME`: train a model that ships with the sandbox, from nothing, seeded and resumable.
 
-The order is clip, sd, hps, hps2; each needs those before it, and what their training leaves in `sandbox/.build`. Delete
-that folder before a rebuild: what it holds is not made again. To continue after an interruption, or after the budget is
-spent, run the same command again.
+The order is clip, sd, hps, hps2, rahf; each needs those before it, and what their training leaves in `sandbox/.build`.
+Delete that folder before a rebuild: what it holds is not made again. To continue after an interruption, or after the
+budget is spent, run the same command again.
 """
 
 import argparse
@@ -27,9 +27,10 @@ from align.state import atomic_path
 from rewards.clip import load_clip
 from rewards.metrics import choice_accuracy
 from sandbox.annotators import choices
-from sandbox.build import autoencoder, clip, denoiser, hps
+from sandbox.build import autoencoder, clip, denoiser, hps, rahf
 from sandbox.build.card import write_card
 from sandbox.build.pictures import draw_pictures
+from sandbox.build.rich import Rich, annotate, join
 from sandbox.weights import NAMES, WEIGHTS
 from sandbox.world import Split, sample_captions
 
@@ -44,6 +45,8 @@ STEPS = {
     "flaws": 2500,
     "rendered": 2000,
     "generated": 3500,
+    "captions": 1800,
+    "feedback": 3000,
 }
 GROUPS = {"rendered": 3000, "generated": 1000, "held out": 40}
 
@@ -133,6 +136,23 @@ def build_hps(name: str, seed: int) -> Callable[[Path, Accelerator], None]:
     return build
 
 
+def build_rahf(folder: Path, accelerator: Accelerator) -> None:
+    """The critic, on feedback about the pictures that the preference scores were tuned on."""
+    device = accelerator.device
+    pretrained = rahf.pretrain(folder / "captions", STEPS["captions"], accelerator)
+    people = join([_feedback(folder, _generated(device, seed), seed) for seed in (5, 6)])
+    dev = _feedback(folder, _held_out(device), seed=7)
+    network = rahf.build(folder / "feedback", pretrained, people, dev, False, STEPS["feedback"], accelerator).cpu()
+    with atomic_path(WEIGHTS / "rahf") as temporary:
+        rahf.save(network, temporary)
+        write_card(temporary, {name: folder / name for name in ("captions", "feedback")}, rahf.quality(network, dev))
+
+
+def _feedback(folder: Path, pictures: hps.Pictures, seed: int) -> Rich:
+    texts = [text for text in pictures.captions for _ in range(pictures.pixels.shape[1])]
+    return annotate(folder / f"people-{seed}.safetensors", pictures.pixels.flatten(0, 1), texts, seed)
+
+
 def _rendered() -> hps.Pictures:
     vae: Any = AutoencoderKL.from_pretrained(WEIGHTS / "sd" / "vae").requires_grad_(False).eval()
 
@@ -163,7 +183,13 @@ def _accuracy(model: CLIP, pictures: hps.Pictures, seed: int) -> float:
     return float(np.mean([choice_accuracy(cosines, answers) for answers in chosen.T]))
 
 
-BUILDERS = {"clip": build_clip, "sd": build_sd, "hps": build_hps("hps", 5), "hps2": build_hps("hps2", 6)}
+BUILDERS = {
+    "clip": build_clip,
+    "sd": build_sd,
+    "hps": build_hps("hps", 5),
+    "hps2": build_hps("hps2", 6),
+    "rahf": build_rahf,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

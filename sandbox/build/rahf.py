@@ -5,7 +5,7 @@ paper's two forms, several heads or one that the prompt directs, learn from rich
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ from align.log import Log
 from align.train import TrainSettings, Validation, train
 from rewards.rahf.config import RahfConfig
 from rewards.rahf.critic import Rahf
-from rewards.rahf.network import HEATMAPS, SCORES, RahfNetwork
+from rewards.rahf.network import HEATMAPS, SCORES, TIED, RahfNetwork
 from rewards.rahf.tokens import Tokenize, padded
 from rewards.rahf.words import MARK, mark_words
 from rewards.training.rahf import LossWeights, RahfBatch, RahfLoss, caption_loss
+from rewards.weights import CONFIG as NETWORK
+from rewards.weights import TOKENIZER, WEIGHTS, write_network
 from sandbox.build.pictures import draw_pictures
 from sandbox.build.rich import Rich
 from sandbox.build.symmetry import Symmetry
@@ -170,6 +172,24 @@ def _batch(rich: Rich, rows: Any, texts: Any, pixels: Any, marks: Any, device: t
     return RahfBatch(_pixels(torch.stack(pixels), device), texts, marked, rich.scores[rows].to(device), heat.to(device))
 
 
+def save(network: RahfNetwork, folder: Path) -> None:
+    """Write a network as `rewards.rahf.critic.Rahf` reads it, in half precision."""
+    state = {name: tensor.half() for name, tensor in network.state_dict().items() if name not in TIED}
+    write_network(folder, {WEIGHTS: state}, {NETWORK: asdict(network.config)})
+    build_tokenizer().save(str(folder / TOKENIZER))
+
+
+@torch.no_grad()
+def quality(network: RahfNetwork, held_out: Rich) -> dict[str, float]:
+    """Pearson's correlation of each score with what people said."""
+    critic = Rahf.of(network, build_tokenizer())
+    scores = critic(held_out.pixels.float() / 255, held_out.captions).cpu().numpy().T
+    return {
+        f"PLCC {name}": float(np.corrcoef(found, said)[0, 1])
+        for name, found, said in zip(SCORES, scores, held_out.scores.numpy().T, strict=True)
+    }
+
+
 @torch.no_grad()
 def _errors(critic: Rahf, loss: RahfLoss, dev: Rich) -> dict[str, float]:
     """The parts of the loss and the correlation of each score on pictures of captions that nobody trains on."""
@@ -177,11 +197,4 @@ def _errors(critic: Rahf, loss: RahfLoss, dev: Rich) -> dict[str, float]:
     rows = np.arange(len(dev.captions))
     batch = _batch(dev, rows, dev.captions, list(dev.pixels), list(dev.marks), device)
     parts = loss.parts(critic.network, batch, torch.Generator().manual_seed(0))
-    scores, truth = (
-        values.cpu().numpy().T for values in (critic.score_pixels(batch.pixels, batch.prompts), batch.scores)
-    )
-    found = {
-        name: float(np.corrcoef(*pair)[0, 1])
-        for name, pair in zip(SCORES, zip(scores, truth, strict=True), strict=True)
-    }
-    return {name: float(value) for name, value in parts.items()} | found
+    return {name: float(value) for name, value in parts.items()} | quality(critic.network, dev)

@@ -1,5 +1,6 @@
 """Rich feedback in the sandbox: pictures of its Stable Diffusion, and what three simulated people said of each."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,13 @@ class Rich:
     def heatmaps(self) -> Float[Tensor, "n 2 64 64"]:
         """The share of the people who marked each pixel."""
         return self.marks.float() / len(RATERS)
+
+
+def join(parts: Sequence[Rich]) -> Rich:
+    """All pictures of several sets."""
+    columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("scores", "marks", "misaligned")}
+    captions = [text for part in parts for text in part.captions]
+    return Rich(torch.cat([part.pixels for part in parts]), captions, **columns)
 
 
 def annotate(path: Path, pixels: UInt8[Tensor, "n 3 64 64"], captions: list[str], seed: int) -> Rich:
