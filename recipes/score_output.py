@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -161,7 +162,7 @@ def write_report(path: Path, scored: Scored) -> None:
     if pictures:
         title = f"{len(pictures):,} images by {', '.join(scored.scores)}"
         write_score_report(path, ScoreReport(title, list(columns), pictures, list(skipped.items())))
-        print(f"report: {path}")
+        print(f"report: {path}", file=sys.stderr)
 
 
 def _picture(scored: Scored, item: Item, scores: Mapping[str, float | None]) -> ScoredPicture:

@@ -94,7 +94,7 @@ def test_nothing_is_scored_twice(score: Callable[..., Said], place: Path) -> Non
 
 
 def test_json_is_one_document_with_every_score(score: Callable[..., Said]) -> None:
-    code, out, err = score("--format", "json", rewards=("sandbox-clip", "own_red:Red"))
+    code, out, err = score("--format", "json", "--report", rewards=("sandbox-clip", "own_red:Red"))
     content = json.loads(out)
     assert code == 0
     assert "sandbox-clip: arXiv 2103.00020; weights: Apache-2.0" in err
@@ -102,6 +102,7 @@ def test_json_is_one_document_with_every_score(score: Callable[..., Said]) -> No
     assert [image["name"] for image in content["images"]] == [f"pictures/{index}.png" for index in range(6)]
     assert content["images"][2]["scores"]["own_red:Red red"] == pytest.approx(60 / 255)
     assert content["skipped"] == []
+    assert "report: pictures/report.html" in err
     assert {row["text"]: row["name"] for row in content["best"]}.keys() == {"a red circle", "a <b>square</b>"}
 
 
