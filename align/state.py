@@ -3,6 +3,7 @@
 Tensors are saved as safetensors and everything else as JSON; nothing is pickled.
 """
 
+import errno
 import json
 import os
 import re
@@ -46,6 +47,9 @@ def atomic_path(path: Path) -> Generator[Path, None, None]:
         _remove(temporary)
         raise
     if path.is_dir():
+        if not temporary.is_dir():
+            _remove(temporary)
+            raise IsADirectoryError(errno.EISDIR, "A folder is where a file should be written. Move it away", str(path))
         _remove(path)
     os.replace(temporary, path)
 

@@ -43,22 +43,33 @@ def read_folder(folder: Path) -> Iterator[Found]:
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in OURS)
         here = Path(place)
-        texts |= _captions(here)
+        texts |= captions_of(here)
         for name in sorted(names):
             path = here / name
             if path.suffix.lower() in SUFFIXES and not name.startswith("."):
                 yield Found(str(path), texts.get(path), path.read_bytes)
 
 
-def _captions(folder: Path) -> dict[Path, str]:
+def read_file(path: Path) -> Found:
+    """One image, with what the metadata beside it says."""
+    return Found(str(path), captions_of(path.parent).get(path), path.read_bytes)
+
+
+def captions_of(folder: Path) -> dict[Path, str]:
     """From the files that a folder's metadata name to their prompts."""
     path = next((folder / name for name in METADATA if (folder / name).is_file()), None)
-    if path is None:
-        return {}
+    return _captions(path, path.stat().st_mtime_ns) if path else {}
+
+
+@lru_cache(maxsize=64)
+def _captions(path: Path, changed_ns: int) -> dict[Path, str]:
+    """Read once, as long as the file does not change."""
+    del changed_ns
+    folder = path.parent
     try:
         rows = _rows(path)
         return {folder / str(row["file_name"]): text for row in rows if (text := text_of(row)) is not None}
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error, pa.ArrowException) as error:
         raise ValueError(
             f'{path} must have a "file_name" and a "text" in each row ({type(error).__name__}: {error}). Mend it.'
         ) from error
@@ -66,16 +77,23 @@ def _captions(folder: Path) -> dict[Path, str]:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".jsonl":
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             return list(csv.DictReader(file))
     return pq.read_table(path).to_pylist()
 
 
 def text_of(row: Mapping[str, Any]) -> str | None:
-    """The prompt of a row, under any of its usual names."""
-    return next((str(row[name]) for name in TEXT if row.get(name) is not None), None)
+    """The prompt of a row, under any of its usual names.
+
+    Raises:
+        ValueError: It is no text, such as a list of several.
+    """
+    text = next((row[name] for name in TEXT if row.get(name) is not None), None)
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"a prompt must be one text, not {text!r}")
+    return text
 
 
 def read_parquet(path: Path) -> Iterator[Found]:
@@ -90,7 +108,7 @@ def read_parquet(path: Path) -> Iterator[Found]:
     for group in range(file.num_row_groups):
         texts = file.read_row_group(group, columns=[text])[text].to_pylist() if text else None
         for index in range(file.metadata.row_group(group).num_rows):
-            caption = None if texts is None or texts[index] is None else str(texts[index])
+            caption = None if texts is None else text_of({TEXT[0]: texts[index]})
             yield Found(f"{path}#{row}", caption, partial(_cell, str(path), column, group, index))
             row += 1
 
@@ -129,7 +147,8 @@ def read_tar(path: Path) -> Iterator[Found]:
     by_name = {member.name: member for member in members}
     for member in members:
         key, suffix = os.path.splitext(member.name)
-        if suffix.lower() in SUFFIXES:
+        is_hidden = os.path.basename(member.name).startswith(".") or member.name.startswith("__MACOSX")
+        if suffix.lower() in SUFFIXES and not is_hidden:
             yield Found(f"{path}/{member.name}", _tar_text(path, key, by_name), partial(_part, path, member))
 
 

@@ -40,7 +40,7 @@ def _from_file(path: Path, found: Sequence[Found]) -> list[str | None]:
     if path.suffix not in (".txt", ".jsonl") or not path.is_file():
         raise ValueError(f"The prompt file {path} must be there, and end in .txt or .jsonl. {WAYS}")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"The prompt file {path} is not text in UTF-8 ({error}). Convert it.") from error
     return _by_line(path, lines, found) if path.suffix == ".txt" else _by_name(path, lines, found)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from align.samples import SampleStore, prompt_id
-from recipes.image_sources import Found, read_folder, read_parquet, read_tar
+from recipes.image_sources import OURS, Found, read_file, read_folder, read_parquet, read_tar
 from recipes.image_texts import Captions
 from rewards.image_file import SUFFIXES, has_transparency, read_image
 
@@ -70,7 +70,7 @@ def find_items(images: Sequence[str], captions: Captions) -> list[Item]:
     Raises:
         ValueError: A name that stands for nothing, no image at all, or an image without a prompt.
     """
-    found = [one for name in images for one in _find(name)]
+    found = list({one.name: one for name in images for one in _find(name)}.values())
     if not found:
         raise ValueError(f"There is no image in {', '.join(images)}. Files must end in one of {', '.join(SUFFIXES)}.")
     return [
@@ -113,14 +113,22 @@ def _find(name: str) -> Iterator[Found]:
     elif path.suffix == ".tar" and path.is_file():
         yield from read_tar(path)
     elif path.is_file():
-        yield Found(name, None, path.read_bytes)
+        yield read_file(path)
     else:
         yield from _expand(name)
+
+
+def _is_meant(path: Path) -> bool:
+    """Of what a glob takes in: images, and what holds some."""
+    if path.is_dir():
+        return path.name not in OURS
+    return path.suffix.lower() in (*SUFFIXES, ".parquet", ".tar")
 
 
 def _expand(pattern: str) -> Iterator[Found]:
     """What a glob stands for."""
     names = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else []
+    names = [name for name in names if _is_meant(Path(name))]
     if not names:
         raise ValueError(
             f"There is nothing called {pattern}. Give a folder, an image, a .parquet or .tar file, or a quoted glob."

@@ -29,6 +29,7 @@ from recipes.images import Item, count_transparent, find_items, sample_items, st
 from recipes.reward_names import announce
 from recipes.score_file import Scores, merge, partials, read_scores, write_partial
 from recipes.score_output import Scored, publish
+from recipes.score_place import check_place
 from recipes.scoring import Engine, Problems
 from recipes.settings import as_yaml
 from rewards.base import Critic, Reward
@@ -74,7 +75,9 @@ def gather(config: ScoreConfig) -> Work:
         items, place = sample_items(store), Path(names[0])
     if transparent := count_transparent(items):
         print(f"{transparent:,} of {len(items):,} images have transparent parts; they are flattened on white.")
-    return Work(items, config.output_dir or place / "scores")
+    folder = config.output_dir or place / "scores"
+    check_place(folder, config.images)
+    return Work(items, folder)
 
 
 def run(
@@ -121,10 +124,11 @@ def score(
     own.parent.mkdir(exist_ok=True)
     batches = [items[start : start + engine.size] for start in range(0, len(items), engine.size)]
     mine = batches[accelerator.process_index :: accelerator.num_processes]
-    todo = [batch for batch in mine if not all(engine.is_done(item, known) for item in batch)]
-    engine.tell_again(items, known)
+    todo = [left for batch in mine if (left := engine.left(batch, known))]
     total = sum(map(len, mine))
     done = total - sum(map(len, todo))
+    if done:
+        print(f"{engine.name}: {done:,} of {total:,} images have their scores in {final}", file=sys.stderr)
     with own.open("a", encoding="utf-8") as file, log.progress(total, f"score {engine.name}", done) as progress:
         for batch, new in engine.scores(todo):
             write_partial(file, new)

@@ -20,13 +20,12 @@ from align.state import atomic_path
 from recipes.configs.score import ScoreConfig
 from recipes.critiques import Critiques
 from recipes.images import Item
+from recipes.score_place import COLUMNS, REPORT, TABLE
 from recipes.scoring import Problems
 
 BEST_SHOWN = 10
 """Prompts whose best image is printed."""
 DECILES = tuple(step / 10 for step in range(1, 10))
-COLUMNS = ("name", "text")
-"""Of the table of all scores, before those of the rewards."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,9 @@ class Scored:
 def publish(config: ScoreConfig, scored: Scored, folder: Path) -> None:
     """Print the summary; write the table of all scores, `all.parquet`, and the page if it is wanted."""
     columns = scored.columns()
-    write_table(folder / "all.parquet", scored, columns)
+    write_table(folder / TABLE, scored, columns)
     if config.report:
-        write_report(folder.parent / "report.html" if folder.name == "scores" else folder / "report.html", scored)
+        write_report(folder / REPORT, scored)
     if config.format == "json":
         print(json.dumps(as_json(scored, columns), indent=2, ensure_ascii=False, allow_nan=False))
     else:
@@ -167,9 +166,9 @@ def write_report(path: Path, scored: Scored) -> None:
 
 def _picture(scored: Scored, item: Item, scores: Mapping[str, float | None]) -> ScoredPicture:
     overlays = {
-        f"{reward} {kind}": partial(critiques.overlay, item.name, kind)
+        f"{reward} {kind}": partial(critiques.overlay, item, kind)
         for reward, critiques in scored.critiques.items()
         for kind in critiques.maps
     }
     first = next(iter(scored.critiques.values()), None)
-    return ScoredPicture(item.name, item.text, item.image, scores, overlays, first.words(item.name) if first else ())
+    return ScoredPicture(item.name, item.text, item.image, scores, overlays, first.words(item) if first else ())

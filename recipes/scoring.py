@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -57,7 +58,12 @@ class Engine:
 
     def is_done(self, item: Item, known: Mapping[Key, Sequence[float]]) -> bool:
         """Whether nothing is left to do for an image."""
-        return item.key in known and (self.critiques is None or self.critiques.has(item.name))
+        return item.key in known and (self.critiques is None or self.critiques.has(item))
+
+    def left(self, batch: Sequence[Item], known: Mapping[Key, Sequence[float]]) -> Sequence[Item]:
+        """What of a batch is to be scored: generated images all together, so that a resumed run has the same bits."""
+        missing = [item for item in batch if not self.is_done(item, known)]
+        return missing if all(item.key[1] == FOREIGN for item in batch) or not missing else batch
 
     def scores(self, batches: Sequence[Sequence[Item]]) -> Iterator[tuple[Sequence[Item], Scores]]:
         """Each batch with the scores of those of its images that have any."""
@@ -72,19 +78,19 @@ class Engine:
 
     def _read(self, item: Item) -> Read:
         """What the reward is given of an image, in a thread; None where it cannot be read."""
+        whole = self.critiques is not None or not isinstance(self.reward, PixelReward)
         try:
             image = item.image()
+            with torch.no_grad():
+                return item, image if whole else self.reward.preprocess(image)
         except (ValueError, OSError) as error:
             self._tell(item, str(error))
             return item, None
-        whole = self.critiques is not None or not isinstance(self.reward, PixelReward)
-        with torch.no_grad():
-            return item, image if whole else self.reward.preprocess(image)
 
     def _finish(self, batch: Sequence[Item], reading: Sequence[Future[Read]]) -> tuple[Sequence[Item], Scores]:
         read = [future.result() for future in reading]
         whole = [(item, tensor) for item, tensor in read if tensor is not None]
-        found = self._unreadable([item for item, tensor in read if tensor is None])
+        found: Scores = {}
         position = 0
         while position < len(whole):
             part = whole[position : position + (self.batch_size or self._fits)]
@@ -103,17 +109,18 @@ class Engine:
         if self.critiques is not None:
             assert isinstance(self.reward, Critic)
             critique = self.reward.critique(self._together(tensors), prompts)
-            self.critiques.write([item.name for item in items], tensors, critique)
+            self.critiques.write(items, tensors, critique)
             values = critique.scores
         elif isinstance(self.reward, PixelReward):
             values = self.reward.score_pixels(torch.stack(list(tensors)).to(self.device), prompts)
         else:
             values = self.reward(self._together(tensors), prompts)
         expected = (len(items), len(self.reward.dimensions))
-        if tuple(values.shape) != expected:
+        came: Any = values
+        if not isinstance(came, Tensor) or tuple(came.shape) != expected:
+            shape = tuple(came.shape) if isinstance(came, Tensor) else type(came).__name__
             raise ValueError(
-                f"{self.name} gave scores of shape {tuple(values.shape)} where (images, dimensions) are {expected}. "
-                "Mend it."
+                f"{self.name} gave scores of shape {shape} where (images, dimensions) are {expected}. Mend it."
             )
         return values.float().cpu()
 
@@ -130,16 +137,6 @@ class Engine:
                 said = dict(zip(self.reward.dimensions, values, strict=True))
                 self._tell(item, f"{self.name} gave {said}; scores must be finite")
         return {item.key: values for item, values in scores.items() if all(map(math.isfinite, values))}
-
-    def _unreadable(self, items: Sequence[Item]) -> Scores:
-        """Files of others that cannot be read are kept as such, and not tried again until they change."""
-        return {item.key: [math.nan] * len(self.reward.dimensions) for item in items if item.key[1] == FOREIGN}
-
-    def tell_again(self, items: Sequence[Item], known: Scores) -> None:
-        """Name the images that an earlier run could not read."""
-        for item in items:
-            if item.key in known and math.isnan(known[item.key][0]):
-                self._read(item)
 
     def _tell(self, item: Item, reason: str) -> None:
         if item.name not in self.problems:

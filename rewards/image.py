@@ -13,6 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
+MAX_RATIO = 250
+"""Of the sides of an image whose shorter side is enlarged to the network's."""
+
 
 def round_to_8_bit(image: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h w"]:
     """Clip to [0, 1] and round to multiples of 1 / 255, halves upwards; the gradient passes straight through."""
@@ -50,9 +53,17 @@ def resize(
 def resize_shortest(
     image: Float[Tensor, "*batch h w"], size: int, interpolation: str = "bicubic"
 ) -> Float[Tensor, "*batch new_h new_w"]:
-    """Bring the shorter side to `size` pixels and cut the longer one to an integer, as torchvision does."""
+    """Bring the shorter side to `size` pixels and cut the longer one to an integer, as torchvision does.
+
+    Raises:
+        ValueError: A strip so thin that the result would not fit into memory.
+    """
     height, width = image.shape[-2:]
     short = min(height, width)
+    if max(height, width) > MAX_RATIO * short:
+        raise ValueError(
+            f"The image has {width} x {height} pixels: one side is more than {MAX_RATIO} times the other. Crop it."
+        )
     return resize(image, size * height // short, size * width // short, interpolation)
 
 

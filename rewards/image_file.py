@@ -1,10 +1,12 @@
 """Image files of any kind as the RGB in [0, 1] that rewards score.
 
-The picture is turned as its EXIF orientation says, transparency is flattened on white, a grey one has three equal
-channels, and 16 bits a channel keep their precision where Pillow reads them (grey ones; of colour it reads 8 bits).
+The picture is turned as its EXIF orientation says, of several pages the first is taken, transparency is flattened on
+white, a grey one has three equal channels, and 16 bits a channel keep their precision where Pillow reads them (grey
+ones; of colour it reads 8 bits).
 """
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,26 @@ from torch import Tensor
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 """Of files that are taken for images."""
 
-BAD = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning)
-"""What Pillow raises for a file that it cannot, or had better not, read."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+"""What Pillow may take a file for, whatever it is called: others of its readers start programs."""
+ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
+
+BAD = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+"""What Pillow raises for a file that it cannot, or had better not, read; damaged ones take its readers anywhere."""
 
 
 def read_image(file: Path | bytes) -> Float[Tensor, "3 h w"]:
@@ -31,8 +51,8 @@ def read_image(file: Path | bytes) -> Float[Tensor, "3 h w"]:
     if not content:
         raise ValueError("The file is empty; it must hold an image. Restore it.")
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            frames = getattr(image, "n_frames", 1)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            frames = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
             if frames == 1:
                 return _tensor(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
@@ -45,7 +65,7 @@ def read_image(file: Path | bytes) -> Float[Tensor, "3 h w"]:
 def has_transparency(content: bytes) -> bool:
     """Whether `read_image` flattens the image on white; False for a file that cannot be read."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return image.has_transparency_data
     except BAD:
         return False

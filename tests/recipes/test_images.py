@@ -175,3 +175,17 @@ def test_metadata_of_another_form_is_shown(folder: Path) -> None:
     (folder / "metadata.jsonl").write_text('{"image": "a.png", "text": "x"}\n')
     with pytest.raises(ValueError, match='must have a "file_name" and a "text" in each row'):
         find_items([str(folder)], Captions())
+
+
+def test_files_and_globs_have_the_metadata_beside_them(folder: Path) -> None:
+    rows = [{"file_name": name, "text": text} for name, text in CAPTIONS.items()]
+    (folder / "metadata.jsonl").write_text("\ufeff" + "".join(json.dumps(row) + "\n" for row in rows))
+    items = find_items([str(folder / "a.png"), str(folder / "c*")], Captions())
+    assert [item.text for item in items] == ["a red circle", "three stars"]
+    assert _names([folder / "*"]) == [str(folder / name) for name in ("a.png", "c d.jpeg", "sub/b.PNG")]
+
+
+def test_a_list_of_captions_is_no_prompt(folder: Path) -> None:
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": ["one", "two"]}) + "\n")
+    with pytest.raises(ValueError, match=r"a prompt must be one text, not \['one', 'two'\]"):
+        find_items([str(folder)], Captions())

@@ -102,7 +102,7 @@ def test_json_is_one_document_with_every_score(score: Callable[..., Said]) -> No
     assert [image["name"] for image in content["images"]] == [f"pictures/{index}.png" for index in range(6)]
     assert content["images"][2]["scores"]["own_red:Red red"] == pytest.approx(60 / 255)
     assert content["skipped"] == []
-    assert "report: pictures/report.html" in err
+    assert "report: pictures/scores/report.html" in err
     assert {row["text"]: row["name"] for row in content["best"]}.keys() == {"a red circle", "a <b>square</b>"}
 
 
@@ -164,7 +164,7 @@ def test_scores_of_several_places_go_where_one_is(score: Callable[..., Said], pl
 def test_the_page_shows_the_images(score: Callable[..., Said], place: Path) -> None:
     _spoil(place)
     assert score("--report")[0] == 0
-    page = (place / "pictures/report.html").read_text()
+    page = (place / "pictures/scores/report.html").read_text()
     assert page.index("pictures/5.png") < page.index("pictures/4.png") < page.index("pictures/0.png")
     assert "a &lt;b&gt;square&lt;/b&gt;" in page
     assert "The file is empty" in page
@@ -192,17 +192,19 @@ def test_a_critics_maps_and_words_are_kept_beside_the_scores(
     code, out, err = score("--report", rewards=(critic, "own_red:Red"))
     assert code == 0, err
     (maps,) = (place / "pictures/scores/heatmaps").iterdir()
-    for index in range(6):
+    folders = sorted((maps / "pictures").iterdir())
+    assert [folder.name.rpartition("-")[0] for folder in folders] == [f"{index}.png" for index in range(6)]
+    for index, folder in enumerate(folders):
         for kind in ("implausibility", "misalignment"):
-            with Image.open(maps / f"pictures/{index}.png/{kind}.png") as heat:
+            with Image.open(folder / f"{kind}.png") as heat:
                 assert (heat.mode, heat.size) == ("L", (10, 8 + index))
-            assert read_image(maps / f"pictures/{index}.png/{kind}-overlay.png").shape == (3, 8 + index, 10)
-        record = json.loads((maps / f"pictures/{index}.png/critique.json").read_text())
+            assert read_image(folder / f"{kind}-overlay.png").shape == (3, 8 + index, 10)
+        record = json.loads((folder / "critique.json").read_text())
         assert [word for word, _ in record["words"]] == ["a", *("red circle", "<b>square</b>")[index % 2].split()]
     before = {path: path.stat().st_mtime_ns for path in maps.rglob("*.png")}
     assert score("--heatmaps", rewards=(critic, "own_red:Red"))[1].splitlines()[-1] == out.splitlines()[-1]
     assert {path: path.stat().st_mtime_ns for path in maps.rglob("*.png")} == before
-    assert "implausibility" in (place / "pictures/report.html").read_text()
+    assert "implausibility" in (place / "pictures/scores/report.html").read_text()
 
 
 def test_scores_are_the_same_with_and_without_maps(score: Callable[..., Said], critic: str) -> None:
@@ -312,3 +314,41 @@ def test_images_of_one_size_come_as_one_tensor(place: Path) -> None:
     assert isinstance(seen[0], list)
     assert isinstance(seen[1], Tensor)
     assert math.prod(seen[1].shape) == 3 * 8 * 10
+
+
+def test_maps_belong_to_a_prompt(score: Callable[..., Said], critic: str, place: Path) -> None:
+    for prompt in ("red", "blue", "red"):
+        assert score("--prompt", prompt, "--report", images=("pictures/0.png",), rewards=(critic,))[0] == 0
+    records = [json.loads(path.read_text()) for path in place.rglob("critique.json")]
+    assert sorted(record["text"] for record in records) == ["blue", "red"]
+    assert all([word for word, _ in record["words"]] == [record["text"]] for record in records)
+
+
+@pytest.mark.parametrize("name", ["all.parquet", "report.html"])
+def test_files_of_the_users_own_are_not_overwritten(score: Callable[..., Said], place: Path, name: str) -> None:
+    (place / "out").mkdir()
+    (place / "out" / name).write_text("mine")
+    code, _, err = score("--report", "--output_dir", "out")
+    assert code == 1
+    assert f"out/{name} was not written by align score and would be overwritten" in err
+    assert (place / "out" / name).read_text() == "mine"
+    assert sorted(path.name for path in (place / "out").iterdir()) == [name]
+
+
+def test_a_reading_that_failed_once_is_tried_again(
+    score: Callable[..., Said], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr("recipes.images.read_image", _broken)
+        assert score("--strict")[0] == 1
+    assert score("--strict")[0] == 0
+    assert (place / "pictures/scores/own_red~Red.parquet").is_file()
+
+
+def _broken(content: bytes) -> Tensor:
+    raise OSError(5, "Input/output error")
+
+
+def test_an_image_that_is_named_twice_counts_once(score: Callable[..., Said]) -> None:
+    out = score("--format", "json", images=("pictures", "pictures/1.png"))[1]
+    assert len(json.loads(out)["images"]) == 6

@@ -146,3 +146,8 @@ def test_transformers_crops_round_down(height: int) -> None:
     """A border of 7 pixels is cut as 3 above and 4 below; torchvision cuts 4 and 3."""
     rows = torch.arange(height, dtype=torch.float32)[:, None].expand(3, height, 224)
     assert center_crop(rows, 224, round_down=True)[0, 0, 0] == (height - 224) // 2
+
+
+def test_a_strip_that_would_fill_the_memory_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"The image has 1 x 6000 pixels: one side is more than 250 times the other"):
+        resize_shortest(torch.zeros(3, 6000, 1), 224)

@@ -1,5 +1,6 @@
 """Files of every kind become the RGB in [0, 1] that they show; what cannot be read is refused with the reason."""
 
+import contextlib
 import io
 from pathlib import Path
 from typing import Any
@@ -110,3 +111,25 @@ def _animation() -> bytes:
 def test_what_is_no_picture_is_refused(content: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_image(content)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's own, of what it skips
+def test_damage_of_any_kind_is_an_error_of_ours() -> None:
+    generator = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind in ("PNG", "JPEG", "WEBP", "TIFF", "GIF"):
+        whole = _encoded(Image.fromarray(NOISE), kind, **({"exif": exif} if kind in ("JPEG", "WEBP") else {}))
+        for _ in range(60):
+            content = bytearray(whole)
+            for place in generator.integers(len(content), size=4):
+                content[place] = generator.integers(256)
+            has_transparency(bytes(content))
+            with contextlib.suppress(ValueError):
+                assert read_image(bytes(content)).shape[0] == 3
+
+
+def test_a_photo_of_two_pictures_is_its_first() -> None:
+    two = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    content = _encoded(two[0], "TIFF", save_all=True, append_images=two[1:])
+    assert read_image(content)[:, 0, 0].tolist() == [1, 0, 0]
