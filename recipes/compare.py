@@ -27,11 +27,10 @@ from recipes.comparison import Compared, compare_pairs
 from recipes.comparison_text import as_json, as_table, notes
 from recipes.configs.compare import CompareConfig
 from recipes.configuration import launch
-from recipes.judge import check_all
 from recipes.pairing import Pairing, pair
 from recipes.reward_names import announce
 from recipes.score import score
-from recipes.scoring import Engine
+from recipes.scoring import Engine, Problems
 from recipes.settings import as_yaml
 from recipes.sides import Side, open_sides
 from rewards.base import Reward
@@ -44,11 +43,11 @@ SHOWN, EXTREMES = 12, 6
 def main(config: CompareConfig, *, dry_run: bool = False) -> None:
     """Pair two folders, score what has no scores yet, and say what the pairs come to."""
     names = group_specs(config.rewards)
-    sides = open_sides(config)
-    pairing = pair(*(side.entries() for side in sides))
     check_place(config)
     with redirect_stdout(sys.stderr if config.format == "json" else sys.stdout):
         announce(names)
+        sides = open_sides(config)
+    pairing = pair(*(side.entries() for side in sides))
     if dry_run:
         images = " and ".join(f"{len(side.items):,}" for side in sides)
         pairs = f"{len(pairing.pairs):,} pairs of {len(pairing.prompts):,} prompts"
@@ -97,14 +96,11 @@ def run(
 def score_side(
     side: Side, rewards: Mapping[str, Reward], batch_size: int | None, device: torch.device, accelerator: Accelerator
 ) -> dict[str, Float[Tensor, "image dimension"]]:
-    """The scores of one folder, read where they are there already."""
-    place = side.folder / "scores"
-    with Log(side.folder, is_main=accelerator.is_main_process) as log:
-        engines = {name: Engine(name, reward, device, batch_size) for name, reward in rewards.items()}
-        scores = {name: score(side.items, engine, place, log, accelerator) for name, engine in engines.items()}
-    for name, engine in engines.items():
-        check_all(side.items, scores[name], engine.problems)
-    return scores
+    """The scores of one folder, read where they are there already; NaN of an image that has none, which is told."""
+    place, problems = side.folder / "scores", Problems()
+    with Log(place, is_main=accelerator.is_main_process) as log:
+        engines = {name: Engine(name, reward, device, batch_size, problems) for name, reward in rewards.items()}
+        return {name: score(side.items, engine, place, log, accelerator) for name, engine in engines.items()}
 
 
 def publish(config: CompareConfig, sides: tuple[Side, Side], pairing: Pairing, compared: Sequence[Compared]) -> None:

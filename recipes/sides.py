@@ -8,18 +8,25 @@ from pathlib import Path
 from align.samples import SampleRow
 from recipes.configs.compare import CompareConfig
 from recipes.image_texts import Captions
-from recipes.images import Item, find_items, sample_items, store_of
+from recipes.images import Item, count_transparent, find_items, sample_items, store_of
 from recipes.pairing import Entry
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two folders."""
+    """One of the two folders.
+
+    Attributes:
+        folder: As it was given; `align score` keeps its scores in the same place.
+        place: Where the images are, in it or below it.
+        items: The images.
+        rows: Of generated images, one for each item; none of others.
+    """
 
     folder: Path
+    place: Path
     items: Sequence[Item]
     rows: Sequence[SampleRow]
-    """Of generated images, one for each item; none of others."""
 
     def entries(self) -> list[Entry]:
         """The images as pairing sees them."""
@@ -30,13 +37,17 @@ class Side:
 
 
 def open_sides(config: CompareConfig) -> tuple[Side, Side]:
-    """Both folders; the same one twice is a mistake."""
-    captions = Captions(config.prompt, config.prompts)
-    first, second = (open_side(folder, captions) for folder in (config.images_a, config.images_b))
-    if len({Path(side.items[0].found.name).resolve() for side in (first, second)}) == 1:
-        raise ValueError(
-            f"{config.images_a} and {config.images_b} are the same images; a comparison needs two. Give another."
-        )
+    """Both folders; the same one twice is a mistake, and so are prompts where all images have theirs.
+
+    Raises:
+        ValueError: One of these; something that is no folder, or a folder without images or without their prompts.
+    """
+    folders = (config.images_a, config.images_b)
+    first, second = (open_side(folder, Captions(config.prompt, config.prompts)) for folder in folders)
+    if first.place.resolve() == second.place.resolve():
+        raise ValueError(f"{folders[0]} and {folders[1]} are the same images; a comparison needs two. Give another.")
+    if first.rows and second.rows and (config.prompt is not None or config.prompts is not None):
+        raise ValueError("Both folders hold generated images, which have their prompts. Leave out --prompt, --prompts.")
     return first, second
 
 
@@ -45,6 +56,9 @@ def open_side(folder: Path, captions: Captions) -> Side:
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give two folders with images.")
     store = store_of([str(folder)])
-    if store is None:
-        return Side(folder, find_items([str(folder)], captions), ())
-    return Side(folder, sample_items(store), store.rows())
+    if store is not None:
+        return Side(folder, store.folder, sample_items(store), store.rows())
+    items = find_items([str(folder)], captions)
+    if transparent := count_transparent(items):
+        print(f"{transparent:,} of {len(items):,} images of {folder} have transparent parts, flattened on white.")
+    return Side(folder, folder, items, ())

@@ -37,6 +37,12 @@ class CompareConfig(Settings):
     """Where to compute: a torch device, or `auto` for the best there is."""
 
     @model_validator(mode="after")
+    def _has_one_source_of_prompts(self) -> "CompareConfig":
+        if self.prompt is not None and self.prompts is not None:
+            raise ValueError("--prompt and --prompts came together; the prompts have one source. Leave one out.")
+        return self
+
+    @model_validator(mode="after")
     def _has_a_place_for_the_page(self) -> "CompareConfig":
         if self.report and self.output_dir is None:
             raise ValueError("--report came without --output_dir; the page needs a folder. Give --output_dir DIR.")

@@ -1,8 +1,10 @@
 """Two folders compared on the command line: what is scored, said and written, and what is refused."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +22,6 @@ REWARD = '''"""A user's reward, which writes down what it was called with."""
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from rewards.base import Reward
 
@@ -35,7 +36,8 @@ class Colours(Reward):
     def __call__(self, images, prompts):
         with Path("calls.txt").open("a") as file:
             file.write("".join(f"{prompt}\\n" for prompt in prompts))
-        return torch.stack([image.mean((1, 2))[[0, 2]] for image in images])
+        means = torch.stack([image.mean((1, 2))[[0, 2]] for image in images])
+        return torch.where(means > 0.95, torch.nan, means)  # what is all white has no score
 '''
 
 Make = Callable[..., SampleStore]
@@ -63,6 +65,17 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         return store
 
     return make
+
+
+def pictures(folder: str, levels: Mapping[str, float], texts: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Plain pictures of one grey each, in [0, 1], by their file names, with a metadata.jsonl where there are texts."""
+    for name, level in levels.items():
+        path = Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (round(255 * level),) * 3).save(path)
+    if texts:
+        lines = [json.dumps({"file_name": name, "text": words}) for name, words in texts.items()]
+        Path(folder, "metadata.jsonl").write_text("\n".join(lines))
 
 
 def compare(*argv: str, rewards: Sequence[str] = ("compared_reward:Colours",)) -> int:
@@ -165,13 +178,87 @@ def test_other_seeds_are_warned_of(make: Make, capsys: pytest.CaptureFixture[str
     assert not any(f"{prompt} seed" in page for prompt in PROMPTS)
 
 
+def told(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
+    """The JSON of a comparison that worked."""
+    assert compare(*argv, "--format", "json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_any_pictures_with_prompts_are_compared_by_their_files(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = {"1.png": "a", "2.png": "a", "3.png": "b"}
+    pictures("one", {"1.png": 0.1, "2.png": 0.2, "3.png": 0.3}, texts)
+    pictures("two", {"1.png": 0.3, "2.png": 0.2, "3.png": 0.8, "4.png": 0.9}, texts | {"4.png": "c"})
+    found = told(capsys, "one", "two")
+    assert found["pairing"] == {"tie": "file", "pairs": 3, "prompts": 2, "same_seeds": None, "uneven_prompts": 0}
+    assert found["b"] == {"folder": "two", "images": 4, "unpaired": ["4.png"]}
+    red = found["rows"][0]
+    assert red["mean_a"] == pytest.approx((0.15 + 0.3) / 2, abs=0.01)  # prompts weigh alike, whatever their images
+    assert red["difference"] == pytest.approx((0.1 + 0.5) / 2, abs=0.01)
+    assert [move["prompt"] for move in red["gained"]] == ["b", "a"]
+    assert pq.read_table("one/scores/compared_reward~Colours.parquet").num_rows == 3
+    assert told(capsys, "one", "two")["rows"] == found["rows"]
+    assert calls() == 7
+
+
+def test_prompts_may_come_from_a_file_or_be_one(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    levels = {"1.png": 0.1, "2.png": 0.2, "3.png": 0.4}
+    pictures("one", levels)
+    pictures("two", {name: 2 * level for name, level in levels.items()})
+    Path("prompts.txt").write_text("x\ny\nz\n")
+    assert told(capsys, "one", "two", "--prompts", "prompts.txt")["pairing"]["prompts"] == 3
+    found = told(capsys, "one", "two", "--prompt", "x")
+    assert (found["pairing"]["prompts"], found["rows"][0]["interval_over"]) == (1, "images")
+    assert "All pairs are of one prompt" in found["notes"][-1]
+
+
+def test_a_generated_folder_is_compared_with_another(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    make("one", prompts=PROMPTS[:2], n=2)
+    pictures("two", {f"{index}.png": 0.7 for index in range(4)})
+    Path("prompts.txt").write_text("\n".join(prompt for prompt in PROMPTS[:2] for _ in range(2)))
+    found = told(capsys, "one", "two", "--prompts", "prompts.txt", "--output_dir", "out", "--report")
+    assert (found["pairing"]["tie"], found["pairing"]["pairs"]) == ("order", 4)
+    assert Tags(Path("out/comparison.html").read_text()).open == []
+
+
+def test_images_without_a_score_are_named_and_left_out(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = {f"{index}.png": f"prompt {index}" for index in range(5)}
+    pictures("one", {name: 0.1 * index for index, name in enumerate(texts)}, texts)
+    pictures("two", {name: 1.0 if name == "3.png" else 0.5 for name in texts}, texts)
+    Path("two/0.png").write_bytes(Path("two/0.png").read_bytes()[:40])
+    assert compare("one", "two", "--output_dir", "out", "--report", "--format", "json") == 0
+    streams = capsys.readouterr()
+    rows = json.loads(streams.out)["rows"]
+    assert [(row["n"], row["unscored_pairs"]) for row in rows] == [(3, 2), (3, 2)]
+    assert "not scored: two/0.png: " in streams.err and "not scored: two/3.png: " in streams.err
+    page = text(Path("out/comparison.html").read_text())
+    assert "2 pairs have no finite score by compared_reward:Colours red." in page
+    assert "prompt 0 " not in page
+
+
+def test_prompts_for_images_that_have_some_are_a_mistake(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    make("one")
+    make("two")
+    assert compare("one", "two", "--prompt", "x") == 1
+    assert "Both folders hold generated images, which have their prompts" in capsys.readouterr().err
+    assert compare("one", "two", "--prompt", "x", "--prompts", "y") == 1
+    assert "--prompt and --prompts came together" in capsys.readouterr().err
+
+
+def test_pictures_without_prompts_are_told_the_ways_out(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures("one", {"1.png": 0.1})
+    pictures("two", {"1.png": 0.1})
+    assert compare("one", "two") == 1
+    assert "one/1.png came without a prompt" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["one", "one"], "one and one are the same images; a comparison needs two"),
         (["one", "one/samples"], "one and one/samples are the same images"),
         (["one", "other"], "The first folder has 3 prompts (one is 'a red circle'), the second 1 prompts (one is 'x')"),
-        (["one", "nowhere"], "nowhere"),
+        (["one", "nowhere"], "nowhere is no folder"),
+        (["one", "compared_reward.py"], "compared_reward.py is no folder"),
         (["one", "two", "--report"], "--report came without --output_dir"),
         (
             ["one", "two", "--output_dir", "out"],
@@ -179,7 +266,7 @@ def test_other_seeds_are_warned_of(make: Make, capsys: pytest.CaptureFixture[str
         ),
         (["one", "two", "--format", "yaml"], "--format"),
     ],
-    ids=["same", "same-samples", "prompts", "missing", "report", "overwrite", "format"],
+    ids=["same", "same-samples", "prompts", "missing", "file", "report", "overwrite", "format"],
 )
 def test_mistakes_are_answered_before_the_work(
     argv: list[str], message: str, make: Make, capsys: pytest.CaptureFixture[str]
@@ -215,22 +302,10 @@ def test_an_unknown_reward_is_answered_with_the_nearest(make: Make, capsys: pyte
     assert "Nearest names: sandbox-hps" in capsys.readouterr().err
 
 
-def test_images_of_any_origin_are_paired_by_file(
-    tmp_path: Path, make: Make, capsys: pytest.CaptureFixture[str]
-) -> None:
-    del make  # for the reward and the folder
-    for level, name in enumerate(("mine", "theirs"), start=1):
-        (tmp_path / name).mkdir()
-        for index in range(3):
-            Image.new("RGB", (8 + index, 8), (40 * level + index, 0, 0)).save(tmp_path / name / f"{index}.png")
-        rows = [{"file_name": f"{index}.png", "text": PROMPTS[index]} for index in range(3)]
-        (tmp_path / name / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    Image.new("RGB", (8, 8)).save(tmp_path / "mine/extra.png")
-    assert compare("mine", "theirs", "--format", "json") == 1
-    assert "extra.png came without a prompt" in capsys.readouterr().err
-    (tmp_path / "mine/extra.png").unlink()
-    assert compare("mine", "theirs", "--format", "json", "--output_dir", "out", "--report") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["pairing"] == {"tie": "file", "pairs": 3, "prompts": 3, "same_seeds": None, "uneven_prompts": 0}
-    assert told["rows"][0]["difference"] == pytest.approx(40 / 255, abs=1e-6)
-    assert (tmp_path / "out/comparison.html").is_file()
+def test_transparent_pictures_are_told(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = {"1.png": "a", "2.png": "b"}
+    pictures("one", dict.fromkeys(texts, 0.1), texts)
+    pictures("two", dict.fromkeys(texts, 0.2), texts)
+    Image.new("RGBA", (8, 8), (0, 0, 0, 128)).save("two/1.png")
+    assert compare("one", "two") == 0
+    assert "1 of 2 images of two have transparent parts, flattened on white." in capsys.readouterr().out
