@@ -18,13 +18,12 @@ from torch.nn.functional import normalize
 
 from rewards.base import Embedder, Images, PixelReward, check_images
 from rewards.image import (
-    center_crop,
     center_pad,
+    crop_shortest,
     normalise,
     resize,
     resize_longest,
     resize_longest_float,
-    resize_shortest,
     round_to_8_bit,
 )
 from rewards.tokens import Tokenize, openai_tokenizer, transformers_tokenizer
@@ -67,8 +66,7 @@ class ImageConfig:
     def _fit(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 size size"]:
         match self.resize_mode:
             case "shortest":
-                small = resize_shortest(image, self.size, self.interpolation)
-                return center_crop(small, self.size, self.crop_rounds_down)
+                return crop_shortest(image, self.size, self.interpolation, self.crop_rounds_down)
             case "longest":
                 small = resize_longest(image, self.size, self.interpolation)
                 return center_pad(small, self.size, self.fill_color / 255)

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-MAX_RATIO = 250
-"""Of the sides of an image whose shorter side is enlarged to the network's."""
+MAX_SIDE = 65_535
+"""Of an image that is resized, in pixels (a JPEG's own limit): the matrix for it has a column for each."""
 
 
 def round_to_8_bit(image: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h w"]:
@@ -37,34 +37,35 @@ def resize(
         interpolation: "bicubic" (a = -0.5) or "bilinear".
 
     Raises:
-        ValueError: A size below one pixel, or another interpolation.
+        ValueError: A side above `MAX_SIDE`, a size below one pixel, or another interpolation.
     """
     _check_size(image, height, width)
-    # In float32 a sum could fall on the wrong side of a tie; Apple's GPUs have nothing wider.
-    wide = image.to(torch.float32 if image.device.type == "mps" else torch.float64)
-    levels, (old_height, old_width) = _levels(wide * 255.0), image.shape[-2:]
-    if width != old_width:
-        levels = _levels(levels @ _resampling(old_width, width, interpolation, wide.dtype, wide.device).T)
-    if height != old_height:
-        levels = _levels(_resampling(old_height, height, interpolation, wide.dtype, wide.device) @ levels)
-    return levels.to(image.dtype) / 255.0
+    return _resize(image, (height, width), interpolation, (0, 0), (height, width))
 
 
-def resize_shortest(
-    image: Float[Tensor, "*batch h w"], size: int, interpolation: str = "bicubic"
-) -> Float[Tensor, "*batch new_h new_w"]:
-    """Bring the shorter side to `size` pixels and cut the longer one to an integer, as torchvision does.
+def crop_shortest(
+    image: Float[Tensor, "*batch h w"], size: int, interpolation: str = "bicubic", round_down: bool = False
+) -> Float[Tensor, "*batch size size"]:
+    """Bring the shorter side to `size` pixels and cut the central square, as torchvision or transformers do.
+
+    What is cut off is not made, so that a long strip takes no more memory than itself.
+
+    Arguments:
+        image: As for `resize`. The longer side is cut to an integer.
+        size: In pixels.
+        interpolation: As for `resize`.
+        round_down: Where to put an odd border's extra pixel. False halves to even as torchvision's `CenterCrop` does,
+            True rounds the top and left border down as transformers' image processors do.
 
     Raises:
-        ValueError: A strip so thin that the result would not fit into memory.
+        ValueError: A side above `MAX_SIDE`, a size below one pixel, or another interpolation.
     """
+    _check_size(image, size, size)
     height, width = image.shape[-2:]
     short = min(height, width)
-    if max(height, width) > MAX_RATIO * short:
-        raise ValueError(
-            f"The image has {width} x {height} pixels: one side is more than {MAX_RATIO} times the other. Crop it."
-        )
-    return resize(image, size * height // short, size * width // short, interpolation)
+    whole = size * height // short, size * width // short
+    top, left = ((side - size) // 2 if round_down else round((side - size) / 2) for side in whole)
+    return _resize(image, whole, interpolation, (top, left), (size, size))
 
 
 def resize_longest(
@@ -89,7 +90,7 @@ def resize_float(
             nearest four pixels of each row and column (a = -0.75, its default before).
 
     Raises:
-        ValueError: A size below one pixel.
+        ValueError: A side above `MAX_SIDE`, or a size below one pixel.
     """
     _check_size(image, height, width)
     wide = image.to(torch.float32 if image.device.type == "mps" else torch.float64)
@@ -111,27 +112,6 @@ def resize_longest_float(
     return resize_float(image, height, width, antialias)
 
 
-def center_crop(
-    image: Float[Tensor, "*batch h w"], size: int, round_down: bool = False
-) -> Float[Tensor, "*batch size size"]:
-    """Cut the central square of `size` pixels.
-
-    Arguments:
-        image: At least as large.
-        size: In pixels.
-        round_down: Where to put an odd border's extra pixel. False halves to even as torchvision's `CenterCrop` does,
-            True rounds the top and left border down as transformers' image processors do.
-
-    Raises:
-        ValueError: A smaller image.
-    """
-    height, width = image.shape[-2:]
-    if min(height, width) < size:
-        raise ValueError(f"Cannot crop {size} x {size} pixels out of {height} x {width}: resize the image first.")
-    top, left = ((side - size) // 2 if round_down else round((side - size) / 2) for side in (height, width))
-    return image[..., top : top + size, left : left + size]
-
-
 def center_pad(image: Float[Tensor, "*batch h w"], size: int, fill: float = 0.0) -> Float[Tensor, "*batch size size"]:
     """Surround the image by `fill` to a square of `size` pixels; an odd border has its extra pixel right or below."""
     height, width = image.shape[-2:]
@@ -149,6 +129,11 @@ def normalise(
 
 
 def _check_size(image: Float[Tensor, "*batch h w"], height: int, width: int) -> None:
+    if max(image.shape[-2:]) > MAX_SIDE:
+        raise ValueError(
+            f"Cannot resize {tuple(image.shape[-2:])}: sides may have up to {MAX_SIDE:,} pixels. Shrink or cut it "
+            "first."
+        )
     if min(height, width) < 1:
         raise ValueError(
             f"Cannot resize {tuple(image.shape[-2:])} to {(height, width)}: both sides must be at least 1 pixel."
@@ -164,15 +149,40 @@ def _rounding_error(levels: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batc
     return torch.floor(levels + 0.5) - levels
 
 
+def _resize(
+    image: Float[Tensor, "*batch h w"],
+    whole: tuple[int, int],
+    interpolation: str,
+    corner: tuple[int, int],
+    window: tuple[int, int],
+) -> Float[Tensor, "*batch new_h new_w"]:
+    """The part of an image resized to `whole` that starts at `corner` and is as large as `window`."""
+    # In float32 a sum could fall on the wrong side of a tie; Apple's GPUs have nothing wider.
+    wide = image.to(torch.float32 if image.device.type == "mps" else torch.float64)
+    levels, (old_height, old_width) = _levels(wide * 255.0), image.shape[-2:]
+    (height, width), (top, left), (rows, columns) = whole, corner, window
+    if width == old_width:
+        levels = levels[..., left : left + columns]
+    else:
+        matrix = _resampling(old_width, width, left, columns, interpolation, wide.dtype, wide.device)
+        levels = _levels(levels @ matrix.T)
+    if height == old_height:
+        levels = levels[..., top : top + rows, :]
+    else:
+        matrix = _resampling(old_height, height, top, rows, interpolation, wide.dtype, wide.device)
+        levels = _levels(matrix @ levels)
+    return levels.to(image.dtype) / 255.0
+
+
 @lru_cache(maxsize=64)
 def _resampling(
-    old: int, new: int, interpolation: str, dtype: torch.dtype, device: torch.device
-) -> Float[Tensor, "new old"]:
-    """The matrix that resamples `old` pixels to `new` in PIL."""
+    old: int, new: int, first: int, count: int, interpolation: str, dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "count old"]:
+    """The matrix that resamples `old` pixels to `new` in PIL; of the new ones, `count` from `first` on."""
     # A tensor made under inference_mode could never be used in a backward pass, and this one is kept.
     with torch.inference_mode(False):
         # PIL keeps its weights as 22-bit fixed-point numbers; where two levels tie, that decides.
-        return ((_widened(old, new, interpolation) * 2**22).round() / 2**22).to(device, dtype)
+        return ((_widened(old, new, first, count, interpolation) * 2**22).round() / 2**22).to(device, dtype)
 
 
 @lru_cache(maxsize=64)
@@ -181,21 +191,21 @@ def _resampling_float(
 ) -> Float[Tensor, "new old"]:
     """The matrix that resamples `old` pixels to `new` in torchvision, for tensors of floats."""
     with torch.inference_mode(False):
-        weights = _widened(old, new, "bicubic") if antialias else _nearest_four(old, new)
+        weights = _widened(old, new, 0, new, "bicubic") if antialias else _nearest_four(old, new)
         return weights.to(device, dtype)
 
 
-def _widened(old: int, new: int, interpolation: str) -> Float[Tensor, "new old"]:
-    """The filter centred on each new pixel, widened when shrinking, cut off at the borders."""
+def _widened(old: int, new: int, first: int, count: int, interpolation: str) -> Float[Tensor, "count old"]:
+    """The filter centred on each new pixel from `first` on, widened when shrinking, cut off at the borders."""
     kernel, reach = _kernel(interpolation)
     scale = old / new
     width = max(scale, 1.0)
-    centres = (torch.arange(new, dtype=torch.float64) + 0.5) * scale
+    centres = (torch.arange(first, first + count, dtype=torch.float64) + 0.5) * scale
     pixels = torch.arange(old, dtype=torch.float64)
-    first = (centres - reach * width + 0.5).floor().clamp(min=0)
-    last = (centres + reach * width + 0.5).floor().clamp(max=old)
+    start = (centres - reach * width + 0.5).floor().clamp(min=0)
+    end = (centres + reach * width + 0.5).floor().clamp(max=old)
     weights = kernel((pixels[None, :] + 0.5 - centres[:, None]) / width)
-    weights = weights * ((pixels >= first[:, None]) & (pixels < last[:, None]))
+    weights = weights * ((pixels >= start[:, None]) & (pixels < end[:, None]))
     return weights / weights.sum(1, keepdim=True)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from rewards.base import PixelReward
-from rewards.image import center_crop, normalise, resize_shortest
+from rewards.image import crop_shortest, normalise
 from rewards.weights import TOKENIZER, load_tokenizer, load_weights, read_config
 
 MEAN, SD = 0.16717362830052426, 1.0333394966054072
@@ -105,7 +105,7 @@ class ImageReward(PixelReward):
         """Shorter side to the network's size (bicubic, 8-bit rounding), centre crop, and CLIP's normalisation."""
         size = self.config.image_size
         image = image.to(torch.promote_types(image.dtype, torch.float32))
-        return normalise(center_crop(resize_shortest(image, size), size), OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+        return normalise(crop_shortest(image, size), OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
 
     def score_pixels(
         self, pixels: Float[Tensor, "batch 3 size size"], prompts: Sequence[str]

@@ -11,14 +11,13 @@ from torch import Tensor
 from torchvision.transforms import functional as official
 
 from rewards.image import (
-    center_crop,
     center_pad,
+    crop_shortest,
     normalise,
     resize,
     resize_float,
     resize_longest,
     resize_longest_float,
-    resize_shortest,
     round_to_8_bit,
 )
 
@@ -81,13 +80,21 @@ def test_the_gradient_passes_the_rounding_and_stops_at_clipping() -> None:
     assert image.grad.tolist() == [[[0.0, 1.0, 1.0, 1.0, 0.0]]]
 
 
+@pytest.mark.parametrize("interpolation", FILTERS)
+@pytest.mark.parametrize("side", [19, 40, 64])
 @pytest.mark.parametrize("size", SIZES)
-def test_shortest_side_and_crop_are_torchvisions(size: tuple[int, int]) -> None:
+def test_shortest_side_and_crop_are_torchvisions(size: tuple[int, int], side: int, interpolation: str) -> None:
     pixels = _pixels(*size)
-    resized: Any = official.resize(Image.fromarray(pixels), [40])  # pyright: ignore[reportArgumentType]
-    assert resize_shortest(_tensor(pixels), 40).shape[1:] == (resized.height, resized.width)
-    expected = official.center_crop(_tensor(pixels), [19])
-    assert torch.equal(center_crop(_tensor(pixels), 19), expected)
+    resized: Any = official.resize(Image.fromarray(pixels), [side])  # pyright: ignore[reportArgumentType]
+    whole = _tensor(_pil(pixels, resized.height, resized.width, interpolation))
+    assert torch.equal(crop_shortest(_tensor(pixels), side, interpolation), official.center_crop(whole, [side]))
+
+
+def test_a_long_strip_is_cut_without_its_ends() -> None:
+    """Whole, it would be 140,000 pixels wide after resizing, and so would the matrix, of 22 GB."""
+    strip = torch.rand(3, 32, 20_000, generator=torch.Generator().manual_seed(0))
+    inner = strip[..., 9900:10100]  # cut at multiples of 32 / 224 pixels, so that the new pixels lie the same
+    assert torch.equal(crop_shortest(strip, 224), crop_shortest(inner, 224))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -110,10 +117,9 @@ def test_normalise_is_torchvisions() -> None:
     [
         (lambda image: resize(image, 0, 4), r"Cannot resize \(4, 6\) to \(0, 4\)"),
         (lambda image: resize(image, 2, 2, "lanczos"), "'lanczos' is unknown; use one of bicubic, bilinear"),
-        (lambda image: center_crop(image, 5), "Cannot crop 5 x 5 pixels out of 4 x 6"),
         (lambda image: center_pad(image, 5), "Cannot pad 4 x 6 pixels to 5 x 5"),
     ],
-    ids=["size", "filter", "crop", "pad"],
+    ids=["size", "filter", "pad"],
 )
 def test_impossible_sizes_are_refused(call: object, message: str) -> None:
     assert callable(call)
@@ -145,9 +151,15 @@ def test_resize_float_refuses_nothing_left() -> None:
 def test_transformers_crops_round_down(height: int) -> None:
     """A border of 7 pixels is cut as 3 above and 4 below; torchvision cuts 4 and 3."""
     rows = torch.arange(height, dtype=torch.float32)[:, None].expand(3, height, 224)
-    assert center_crop(rows, 224, round_down=True)[0, 0, 0] == (height - 224) // 2
+    assert crop_shortest(rows / 255, 224, round_down=True)[0, 0, 0] * 255 == (height - 224) // 2
 
 
-def test_a_strip_that_would_fill_the_memory_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"The image has 1 x 6000 pixels: one side is more than 250 times the other"):
-        resize_shortest(torch.zeros(3, 6000, 1), 224)
+def test_a_side_that_needs_too_large_a_matrix_is_refused() -> None:
+    strip = torch.zeros(3, 1, 65_536)
+    for call in (
+        lambda: crop_shortest(strip, 224),
+        lambda: resize(strip, 8, 8),
+        lambda: resize_float(strip, 8, 8, True),
+    ):
+        with pytest.raises(ValueError, match="sides may have up to 65,535 pixels. Shrink or cut it first"):
+            call()
