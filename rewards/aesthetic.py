@@ -14,8 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rewards.base import PixelReward
-from rewards.clip import ClipNetwork, load_clip
+from rewards.clip import ClipNetwork, ClipReward, load_clip
 
 HEAD = "aesthetic_head.safetensors"
 WIDTHS = (1024, 128, 64, 16, 1)
@@ -23,7 +22,7 @@ WIDTHS = (1024, 128, 64, 16, 1)
 
 
 @final
-class Aesthetic(PixelReward):
+class Aesthetic(ClipReward):
     """How beautiful people find the image, about 1 to 10. It does not look at the prompt.
 
     Arguments:
@@ -41,10 +40,6 @@ class Aesthetic(PixelReward):
     def __init__(self, weights: Path | str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.network = load_clip(Path(weights), device, dtype)
         self.head = _load_head(Path(weights) / HEAD, self.network)
-
-    def preprocess(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 size size"]:
-        """Shorter side to the network's size, centre crop, normalise."""
-        return self.network.image.apply(image)
 
     def score_pixels(
         self, pixels: Float[Tensor, "batch 3 size size"], prompts: Sequence[str]

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -36,9 +37,30 @@ class Reward(ABC):
     def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "batch dimension"]:
         """Score image i against prompt i, all dimensions in one pass. A sequence of images may mix sizes."""
 
+    def prepare(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 _ _"]:
+        """The part of scoring that worker threads can do ahead for each image: none, unless a reward says otherwise.
+
+        What it gives goes to `score_prepared`, not to `__call__`.
+        """
+        return image
+
+    def score_prepared(
+        self, prepared: Sequence[Float[Tensor, "3 _ _"]], prompts: Sequence[str]
+    ) -> Float[Tensor, "batch dimension"]:
+        """The scores that `__call__` gives, of images that went through `prepare`."""
+        same_size = len({image.shape for image in prepared}) == 1
+        return self(torch.stack([*prepared]) if same_size else prepared, prompts)
+
+    def remembering_prompts(self) -> AbstractContextManager[None]:
+        """While it is open, what was read of a prompt may serve for later batches, too (without gradients only).
+
+        The reward must not be trained or moved meanwhile. One that remembers nothing is right as well.
+        """
+        return nullcontext()
+
 
 class PixelReward(Reward):
-    """A reward that also takes images which are preprocessed: worker threads can do that part ahead of it."""
+    """A reward that also takes images which are preprocessed, so that all of that is done ahead."""
 
     @abstractmethod
     def score_pixels(self, pixels: Float[Tensor, "batch 3 _ _"], prompts: Sequence[str]) -> Float[Tensor, "batch _"]:
@@ -48,6 +70,16 @@ class PixelReward(Reward):
         """Score image i against prompt i, all dimensions in one pass. A sequence of images may mix sizes."""
         check_pairs(images, prompts)
         return self.score_pixels(torch.stack([self.preprocess(image) for image in images]), prompts)
+
+    def prepare(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 _ _"]:
+        """The preprocessing."""
+        return self.preprocess(image)
+
+    def score_prepared(
+        self, prepared: Sequence[Float[Tensor, "3 _ _"]], prompts: Sequence[str]
+    ) -> Float[Tensor, "batch dimension"]:
+        """The scores of the stacked images."""
+        return self.score_pixels(torch.stack([*prepared]), prompts)
 
 
 @dataclass(frozen=True)

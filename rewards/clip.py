@@ -1,8 +1,10 @@
 """CLIP networks in open_clip's folder format, and the similarity of image and text as a reward."""
 
 import json
+from abc import ABC
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -26,6 +28,7 @@ from rewards.image import (
     resize_longest_float,
     round_to_8_bit,
 )
+from rewards.memory import PromptMemory
 from rewards.tokens import Tokenize, openai_tokenizer, transformers_tokenizer
 
 WEIGHTS = "open_clip_model.safetensors"
@@ -90,11 +93,13 @@ class ClipNetwork:
         model: The two towers and `logit_scale`, the logarithm of the factor that cosines are multiplied by in training.
         tokenize: Prompts to token ids, cut to the context length.
         image: The preprocessing.
+        memory: Of prompts; `open` it while many images are scored.
     """
 
     model: CLIP
     tokenize: Tokenize
     image: ImageConfig
+    memory: PromptMemory = field(default_factory=PromptMemory, init=False, compare=False)
 
     def cast(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
         """Pixels where the network is, and in its precision."""
@@ -111,10 +116,7 @@ class ClipNetwork:
 
     def embed_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "batch dim"]:
         """Encode prompts, each different one once."""
-        unique = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
-        device = self.model.logit_scale.device
-        features = unit(self.model.encode_text(self.tokenize(list(unique)).to(device)))
-        return features[torch.tensor([unique[prompt] for prompt in prompts], device=device)]
+        return self.memory.read(prompts, self._encode)
 
     @property
     def scale(self) -> Float[Tensor, ""]:
@@ -125,9 +127,26 @@ class ClipNetwork:
         """The cosine between preprocessed image i and prompt i, in [-1, 1]."""
         return (self.encode_pixels(pixels) * self.embed_prompts(prompts)).sum(-1)
 
+    def _encode(self, prompts: list[str]) -> Float[Tensor, "text dim"]:
+        return unit(self.model.encode_text(self.tokenize(prompts).to(self.model.logit_scale.device)))
+
+
+class ClipReward(PixelReward, ABC):
+    """A reward that asks one CLIP network, preprocesses as that says, and can remember its prompts."""
+
+    network: ClipNetwork
+
+    def preprocess(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 size size"]:
+        """Resize, crop or pad, and normalise, as the network's configuration says."""
+        return self.network.image.apply(image)
+
+    def remembering_prompts(self) -> AbstractContextManager[None]:
+        """Each different prompt is encoded once."""
+        return self.network.memory.open()
+
 
 @final
-class ClipScore(PixelReward, Embedder):
+class ClipScore(ClipReward, Embedder):
     """The cosine between a CLIP's image and text features, in [-1, 1] (Radford et al., arXiv 2103.00020).
 
     This is the raw cosine, without the factor 2.5 and the clipping at zero of CLIPScore (Hessel et al., arXiv
@@ -144,10 +163,6 @@ class ClipScore(PixelReward, Embedder):
 
     def __init__(self, weights: Path | str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.network = load_clip(Path(weights), device, dtype)
-
-    def preprocess(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 size size"]:
-        """Open_clip's evaluation transform of this network."""
-        return self.network.image.apply(image)
 
     def score_pixels(
         self, pixels: Float[Tensor, "batch 3 size size"], prompts: Sequence[str]

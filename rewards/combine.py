@@ -1,7 +1,8 @@
 """Rewards made of rewards: one dimension, a fixed scale, a weighted sum. Each wrapper is a reward itself."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import final
 
 import torch
@@ -35,6 +36,20 @@ class Dimension(Reward):
         """The chosen column."""
         return self.reward(images, prompts)[:, self._column, None]
 
+    def prepare(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 _ _"]:
+        """As the reward does."""
+        return self.reward.prepare(image)
+
+    def score_prepared(
+        self, prepared: Sequence[Float[Tensor, "3 _ _"]], prompts: Sequence[str]
+    ) -> Float[Tensor, "batch 1"]:
+        """The chosen column."""
+        return self.reward.score_prepared(prepared, prompts)[:, self._column, None]
+
+    def remembering_prompts(self) -> AbstractContextManager[None]:
+        """As the reward does."""
+        return self.reward.remembering_prompts()
+
 
 @final
 class Normalised(Reward):
@@ -65,7 +80,23 @@ class Normalised(Reward):
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "batch dimension"]:
         """Standardised scores."""
-        scores = self.reward(images, prompts)
+        return self._standardise(self.reward(images, prompts))
+
+    def prepare(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 _ _"]:
+        """As the reward does."""
+        return self.reward.prepare(image)
+
+    def score_prepared(
+        self, prepared: Sequence[Float[Tensor, "3 _ _"]], prompts: Sequence[str]
+    ) -> Float[Tensor, "batch dimension"]:
+        """Standardised scores."""
+        return self._standardise(self.reward.score_prepared(prepared, prompts))
+
+    def remembering_prompts(self) -> AbstractContextManager[None]:
+        """As the reward does."""
+        return self.reward.remembering_prompts()
+
+    def _standardise(self, scores: Float[Tensor, "batch dimension"]) -> Float[Tensor, "batch dimension"]:
         return (scores - scores.new_tensor(self._mean)) / scores.new_tensor(self._sd)
 
 
@@ -100,3 +131,11 @@ class Weighted(Reward):
     def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "batch 1"]:
         """The sum over the parts of weight times score."""
         return torch.stack([weight * reward(images, prompts) for reward, weight in self.parts]).sum(0)
+
+    @contextmanager
+    def remembering_prompts(self) -> Generator[None, None, None]:
+        """Each part does."""
+        with ExitStack() as stack:
+            for reward, _ in self.parts:
+                stack.enter_context(reward.remembering_prompts())
+            yield

@@ -8,12 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards.base import PixelReward
-from rewards.clip import load_clip
+from rewards.clip import ClipReward, load_clip
 
 
 @final
-class HPS(PixelReward):
+class HPS(ClipReward):
     """The raw cosine of the tuned CLIP, in [-1, 1]; multiply by 100 for the scale of the paper's tables.
 
     HPS v1 has the architecture and the arithmetic of CLIP; all that it learned is in the weights (`training/choice.py`
@@ -30,10 +29,6 @@ class HPS(PixelReward):
 
     def __init__(self, weights: Path | str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.network = load_clip(Path(weights), device, dtype)
-
-    def preprocess(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 size size"]:
-        """Shorter side to the network's size, centre crop, normalise, as the configuration beside the weights says."""
-        return self.network.image.apply(image)
 
     def score_pixels(
         self, pixels: Float[Tensor, "batch 3 size size"], prompts: Sequence[str]

@@ -9,12 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards.base import PixelReward
-from rewards.clip import load_clip
+from rewards.clip import ClipReward, load_clip
 
 
 @final
-class HPSv2(PixelReward):
+class HPSv2(ClipReward):
     """The raw cosine of the tuned CLIP, in [-1, 1]; multiply by 100 for the scale of the paper's tables.
 
     Version 2.0 and 2.1 differ in their weights alone, and their scales cannot be compared; nor, say the authors, can
@@ -38,10 +37,6 @@ class HPSv2(PixelReward):
         network = load_clip(Path(weights), device, dtype)
         image = replace(network.image, resize_mode="longest-float", antialias=antialias)
         self.network = replace(network, image=image)
-
-    def preprocess(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 size size"]:
-        """Longer side to the network's size as a tensor of floats, black border, normalise."""
-        return self.network.image.apply(image)
 
     def score_pixels(
         self, pixels: Float[Tensor, "batch 3 size size"], prompts: Sequence[str]

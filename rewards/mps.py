@@ -14,8 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rewards.base import PixelReward
-from rewards.clip import CONFIG, load_clip, promote, unit
+from rewards.clip import CONFIG, ClipReward, load_clip, promote, unit
 from rewards.mps_fusion import Fusion, cast
 from rewards.tokens import transformers_tokenizer
 
@@ -49,7 +48,7 @@ class Texts(NamedTuple):
 
 
 @final
-class MPS(PixelReward):
+class MPS(ClipReward):
     """The cosine between prompt and fused image, times the exponential of the logit scale: about 0 to 15.
 
     A condition lets through only the tokens of the prompt that are relevant to it: whose largest product with any token
@@ -92,10 +91,6 @@ class MPS(PixelReward):
         self._conditions = tuple(conditions.values())
         self._tau = tau
 
-    def preprocess(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 size size"]:
-        """Shorter side to the network's size as PIL does, centre crop as transformers does, normalise."""
-        return self.network.image.apply(image)
-
     def score_pixels(
         self, pixels: Float[Tensor, "batch 3 size size"], prompts: Sequence[str]
     ) -> Float[Tensor, "batch dimension"]:
@@ -108,12 +103,14 @@ class MPS(PixelReward):
 
     def _read(self, prompts: Sequence[str]) -> tuple[Texts, Texts]:
         """The prompts, one a row, and the conditions."""
-        unique = {text: index for index, text in enumerate(dict.fromkeys([*prompts, *self._conditions]))}
-        ids = self.network.tokenize(list(unique)).to(self.network.model.logit_scale.device)
-        texts = encode_texts(self.network.model, ids)
-        rows = [[unique[text] for text in chosen] for chosen in (prompts, self._conditions)]
-        prompt, condition = (Texts(texts.tokens[row], texts.end[row]) for row in rows)
-        return prompt, condition
+        rows = self.network.memory.read([*prompts, *self._conditions], self._encode)
+        texts, count = Texts(rows[:, :-1], rows[:, -1]), len(prompts)
+        return Texts(texts.tokens[:count], texts.end[:count]), Texts(texts.tokens[count:], texts.end[count:])
+
+    def _encode(self, prompts: list[str]) -> Float[Tensor, "text m_and_end width"]:
+        """All tokens of each text, and its end once more after them."""
+        texts = encode_texts(self.network.model, self.network.tokenize(prompts).to(self.network.scale.device))
+        return torch.cat([texts.tokens, texts.end[:, None]], dim=1)
 
 
 def relevance(

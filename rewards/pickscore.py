@@ -9,13 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards.base import PixelReward
-from rewards.clip import load_clip
+from rewards.clip import ClipReward, load_clip
 from rewards.tokens import transformers_tokenizer
 
 
 @final
-class PickScore(PixelReward):
+class PickScore(ClipReward):
     """The cosine times the exponential of the network's own logit scale: about 18 to 23.
 
     The softmax over images of one prompt is the probability that each is picked.
@@ -33,10 +32,6 @@ class PickScore(PixelReward):
         network = load_clip(Path(weights), device, dtype)
         tokenize = transformers_tokenizer(network.model.context_length)
         self.network = replace(network, tokenize=tokenize, image=replace(network.image, crop_rounds_down=True))
-
-    def preprocess(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 size size"]:
-        """Shorter side to the network's size as PIL does, centre crop as transformers does, normalise."""
-        return self.network.image.apply(image)
 
     def score_pixels(
         self, pixels: Float[Tensor, "batch 3 size size"], prompts: Sequence[str]

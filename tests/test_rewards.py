@@ -169,6 +169,23 @@ def preprocess_works_in_threads(case: Case, folder: Path) -> None:
     assert all(torch.equal(one, reward.preprocess(image)) for one, image in zip(threaded, images, strict=True))
 
 
+def what_is_prepared_ahead_scores_the_same(case: Case, folder: Path) -> None:
+    reward, images = case.build(folder, torch.float32), case.images()
+    with ThreadPoolExecutor(3) as pool:
+        prepared = list(pool.map(reward.prepare, images))
+    assert torch.equal(reward.score_prepared(prepared, case.prompts), reward(images, case.prompts))
+
+
+def prompts_may_be_remembered(case: Case, folder: Path) -> None:
+    reward, images, prompts = case.build(folder, torch.float32), case.images(), list(case.prompts)
+    expected = reward(images, prompts)
+    with torch.no_grad(), reward.remembering_prompts():
+        first, again = reward(images[:1], prompts[:1]), reward(images, prompts)
+    torch.testing.assert_close(first, expected[:1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(again, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(reward(images, prompts), expected)
+
+
 def the_gradient_is_that_of_finite_differences(case: Case, folder: Path) -> None:
     reward = case.build(folder, torch.float64)
     if not reward.differentiable:
@@ -196,6 +213,8 @@ CHECKS = (
     a_tensor_is_a_sequence_of_images,
     the_input_is_not_written_to,
     preprocess_works_in_threads,
+    what_is_prepared_ahead_scores_the_same,
+    prompts_may_be_remembered,
     the_gradient_is_that_of_finite_differences,
 )
 
