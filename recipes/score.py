@@ -104,7 +104,8 @@ def score(
     """Score images by one reward into `folder/SLUG.parquet`, and return the scores in their order.
 
     Batches are formed before anything is skipped or shared out, so a resumed run ends with the bits of one that was
-    never stopped, with any number of processes. Scores of other images that the file has are kept.
+    never stopped, with any number of processes (to rounding, for images that align did not make: their prompts are
+    remembered from batch to batch). Scores of other images that the file has are kept.
 
     Arguments:
         items: The images.

@@ -5,6 +5,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from recipes.critiques import Critiques
 from recipes.images import FOREIGN, Item
 from recipes.score_file import Key, Scores
-from rewards.base import Critic, Images, PixelReward, Reward
+from rewards.base import Critic, Reward
 
 AUTOMATIC_BATCH = 64
 """Images at once where the user says nothing, halved as often as the memory asks for it."""
@@ -50,6 +51,7 @@ class Engine:
     problems: Problems = field(default_factory=dict[str, str])
     critiques: Critiques | None = None
     _fits: int = AUTOMATIC_BATCH
+    _has_scored: bool = False
 
     @property
     def size(self) -> int:
@@ -67,7 +69,7 @@ class Engine:
 
     def scores(self, batches: Sequence[Sequence[Item]]) -> Iterator[tuple[Sequence[Item], Scores]]:
         """Each batch with the scores of those of its images that have any."""
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(THREADS) as pool, self._remembering(batches):
             waiting: deque[tuple[Sequence[Item], list[Future[Read]]]] = deque()
             for batch in batches:
                 waiting.append((batch, [pool.submit(self._read, item) for item in batch]))
@@ -76,13 +78,17 @@ class Engine:
             while waiting:
                 yield self._finish(*waiting.popleft())
 
+    def _remembering(self, batches: Sequence[Sequence[Item]]) -> AbstractContextManager[None]:
+        """Prompts of images of any origin are read once; generated ones must have the bits of a run without a stop."""
+        is_foreign = any(item.key[1] == FOREIGN for batch in batches[:1] for item in batch)
+        return self.reward.remembering_prompts() if is_foreign else nullcontext()
+
     def _read(self, item: Item) -> Read:
         """What the reward is given of an image, in a thread; None where it cannot be read."""
-        whole = self.critiques is not None or not isinstance(self.reward, PixelReward)
         try:
             image = item.image()
             with torch.no_grad():
-                return item, image if whole else self.reward.preprocess(image)
+                return item, image if self.critiques is not None else self.reward.prepare(image)
         except (ValueError, OSError) as error:
             self._tell(item, str(error))
             return item, None
@@ -95,40 +101,53 @@ class Engine:
         while position < len(whole):
             part = whole[position : position + (self.batch_size or self._fits)]
             try:
-                values = self._call([tensor for _, tensor in part], [item for item, _ in part])
+                found |= self._score(part)
             except RuntimeError as error:
                 self._shrink(error, len(part))
                 continue
-            found |= self._finite(dict(zip([item for item, _ in part], values.tolist(), strict=True)))
             position += len(part)
         return batch, found
 
-    @torch.no_grad()
-    def _call(self, tensors: Sequence[Tensor], items: Sequence[Item]) -> Float[Tensor, "image dimension"]:
-        prompts = [item.text for item in items]
-        if self.critiques is not None:
-            assert isinstance(self.reward, Critic)
-            critique = self.reward.critique(self._together(tensors), prompts)
-            self.critiques.write(items, tensors, critique)
-            values = critique.scores
-        elif isinstance(self.reward, PixelReward):
-            values = self.reward.score_pixels(torch.stack(list(tensors)).to(self.device), prompts)
-        else:
-            values = self.reward(self._together(tensors), prompts)
-        expected = (len(items), len(self.reward.dimensions))
-        came: Any = values
-        if not isinstance(came, Tensor) or tuple(came.shape) != expected:
-            shape = tuple(came.shape) if isinstance(came, Tensor) else type(came).__name__
+    def _score(self, part: Sequence[tuple[Item, Tensor]]) -> Scores:
+        """The finite scores of images that are given to the reward at once or, where it refuses, one by one.
+
+        Where it refuses all of several from the start, the mistake is not in the images.
+        """
+        outcomes = [self._try(part)]
+        if len(part) > 1 and isinstance(outcomes[0], ValueError):
+            error, outcomes = outcomes[0], [self._try([one]) for one in part]
+            if not self._has_scored:
+                raise error
+        for (item, _), outcome in zip(part, outcomes, strict=False):
+            if isinstance(outcome, ValueError):
+                self._tell(item, f"{self.name}: {outcome}")
+        return {key: values for found in outcomes if isinstance(found, dict) for key, values in found.items()}
+
+    def _try(self, part: Sequence[tuple[Item, Tensor]]) -> Scores | ValueError:
+        """The finite scores of images, or why the reward refuses them."""
+        try:
+            values: Any = self._call(part)
+        except ValueError as error:
+            return error
+        expected = (len(part), len(self.reward.dimensions))
+        if not isinstance(values, Tensor) or tuple(values.shape) != expected:
+            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(
                 f"{self.name} gave scores of shape {shape} where (images, dimensions) are {expected}. Mend it."
             )
-        return values.float().cpu()
+        self._has_scored = True
+        return self._finite(dict(zip([item for item, _ in part], values.float().tolist(), strict=True)))
 
-    def _together(self, images: Sequence[Tensor]) -> Images:
-        """One tensor, where all images are of one size."""
-        if len({image.shape for image in images}) == 1:
-            return torch.stack(list(images)).to(self.device)
-        return [image.to(self.device) for image in images]
+    @torch.no_grad()
+    def _call(self, part: Sequence[tuple[Item, Tensor]]) -> Float[Tensor, "image dimension"]:
+        prompts, tensors = [item.text for item, _ in part], [tensor.to(self.device) for _, tensor in part]
+        if self.critiques is None:
+            return self.reward.score_prepared(tensors, prompts)
+        assert isinstance(self.reward, Critic)
+        same_size = len({tensor.shape for tensor in tensors}) == 1
+        critique = self.reward.critique(torch.stack(tensors) if same_size else tensors, prompts)
+        self.critiques.write([item for item, _ in part], tensors, critique)
+        return critique.scores
 
     def _finite(self, scores: Mapping[Item, list[float]]) -> Scores:
         """The scores that are numbers; of the others the image is named."""

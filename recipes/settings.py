@@ -50,15 +50,19 @@ def leaf_fields(model: type[Settings], prefix: str = "") -> dict[str, FieldInfo]
 
 
 def nest(model: type[Settings], values: dict[str, Any]) -> dict[str, Any]:
-    """Values by dotted key as the nested mapping that `model` validates; `null` becomes None where None is allowed."""
+    """Values by dotted key as the nested mapping that `model` validates; `null` becomes None where None is allowed.
+
+    So does nothing at all, except where a text may stand: it is one, too.
+    """
     leaves, nested = leaf_fields(model), dict[str, Any]()
     for key, value in values.items():
         *groups, last = key.split(".")
         place = nested
         for group in groups:
             place = place.setdefault(group, {})
-        optional = NoneType in get_args(leaves[key].annotation)
-        place[last] = None if optional and value in ("", "~", "null", ["null"]) else value
+        kinds = get_args(leaves[key].annotation)
+        nothing = ["~", "null", ["null"], *([] if str in kinds else [""])]
+        place[last] = None if NoneType in kinds and value in nothing else value
     return nested
 
 

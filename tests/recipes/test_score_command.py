@@ -1,10 +1,8 @@
 """`align score` on images of any origin, as a user types it: what is printed, written, skipped and refused."""
 
 import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,64 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from recipes.cli import main
-from recipes.image_texts import Captions
-from recipes.images import find_items
 from recipes.score_output import DECILES, summarise
-from recipes.scoring import Engine
-from rewards.base import Images, PixelReward, Reward
 from rewards.image_file import read_image
 from rewards.rahf.config import RahfConfig
 from rewards.rahf.network import RahfNetwork
+from tests.recipes.own_red import REWARD, Said
 from tests.rewards import golden
 from tests.rewards.test_rahf import TINY, save_rahf
 
 CPU = torch.device("cpu")
-REWARD = """
-import torch
-from rewards.base import PixelReward
-class Red(PixelReward):
-    dimensions = ("red", "blue")
-    differentiable = True
-    def preprocess(self, image):
-        return image.mean((1, 2), keepdim=True)
-    def score_pixels(self, pixels, prompts):
-        scores = pixels[:, [0, 2], 0, 0]
-        return scores.masked_fill(scores > 0.9, float("nan"))
-"""
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Six pictures of rising red with prompts beside them, three of each of two, and a reward of the user's own."""
-    (tmp_path / "pictures").mkdir()
-    rows = []
-    for index in range(6):
-        pixels = np.zeros((8 + index, 10, 3), np.uint8)
-        pixels[..., 0] = 20 * (index + 1)
-        Image.fromarray(pixels).save(tmp_path / f"pictures/{index}.png")
-        rows.append({"file_name": f"{index}.png", "text": ("a red circle", "a <b>square</b>")[index % 2]})
-    (tmp_path / "pictures/metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "own_red.py").write_text(REWARD)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-Said = tuple[int, str, str]
-
-
-@pytest.fixture
-def score(place: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """Types the command; its exit code, output and errors."""
-
-    def typed(
-        *arguments: str, images: Sequence[str] = ("pictures",), rewards: Sequence[str] = ("own_red:Red",)
-    ) -> Said:
-        code = main(["score", *images, "--rewards", *rewards, "--device", "cpu", *arguments])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return typed
 
 
 def test_the_table_has_deciles_and_the_best_of_each_prompt(score: Callable[..., Said], place: Path) -> None:
@@ -238,82 +187,6 @@ def test_an_unknown_dimension_names_the_known_ones(score: Callable[..., Said]) -
 
 def test_a_summary_without_scores_is_empty() -> None:
     assert summarise([None]) == {"n": 0, "mean": None, "sd": None, "deciles": None}
-
-
-class Hungry(PixelReward):
-    """Runs out of memory above so many images."""
-
-    dimensions = ("overall",)
-    differentiable = True
-
-    def __init__(self, most: int, error: Exception) -> None:
-        self.most, self.error, self.batches = most, error, list[int]()
-
-    def preprocess(self, image: Tensor) -> Tensor:
-        return image.mean((1, 2), keepdim=True)
-
-    def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
-        self.batches.append(len(pixels))
-        if len(pixels) > self.most:
-            raise self.error
-        return pixels[:, 0, 0]
-
-
-NO_MEMORY = (torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory"))
-
-
-def _engine(reward: Reward, **options: Any) -> tuple[Engine, list[Any]]:
-    return Engine("hungry", reward, CPU, **options), find_items(["pictures"], Captions())
-
-
-@pytest.mark.usefixtures("place")
-@pytest.mark.parametrize("error", NO_MEMORY, ids=["device", "cpu"])
-def test_batches_are_halved_until_they_fit(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
-    reward = Hungry(2, error)
-    engine, items = _engine(reward)
-    ((batch, scores),) = engine.scores([items])
-    assert batch == items
-    assert [scores[item.key][0] for item in items] == pytest.approx([20 * (i + 1) / 255 for i in range(6)])
-    assert reward.batches == [6, 3, 1, 1, 1, 1, 1, 1]
-    assert "hungry: no memory for 6 images at once; going on with 3." in capsys.readouterr().err
-    assert list(engine.scores([items]))[0][1] == scores
-    assert set(reward.batches[8:]) == {1}  # what fits is remembered
-
-
-@pytest.mark.usefixtures("place")
-def test_a_batch_size_of_the_users_own_is_kept() -> None:
-    engine, items = _engine(Hungry(2, NO_MEMORY[0]), batch_size=4)
-    with pytest.raises(ValueError, match=r"hungry has no memory for 4 images at once on cpu. Give a smaller"):
-        list(engine.scores([items[:4]]))
-
-
-@pytest.mark.usefixtures("place")
-def test_an_error_of_another_kind_is_not_taken_for_missing_memory() -> None:
-    engine, items = _engine(Hungry(2, RuntimeError("shapes do not match")))
-    with pytest.raises(RuntimeError, match="shapes do not match"):
-        list(engine.scores([items]))
-
-
-def test_images_of_one_size_come_as_one_tensor(place: Path) -> None:
-    seen = list[Images]()
-
-    class Plain(Reward):
-        dimensions = ("overall",)
-        differentiable = False
-
-        def preprocess(self, image: Tensor) -> Tensor:
-            return image
-
-        def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-            seen.append(images)
-            return torch.zeros(len(images), 1)
-
-    del place
-    engine, items = _engine(Plain())
-    list(engine.scores([items, items[:1]]))
-    assert isinstance(seen[0], list)
-    assert isinstance(seen[1], Tensor)
-    assert math.prod(seen[1].shape) == 3 * 8 * 10
 
 
 def test_maps_belong_to_a_prompt(score: Callable[..., Said], critic: str, place: Path) -> None:
