@@ -34,7 +34,8 @@ from recipes.scoring import Engine, Problems
 from recipes.settings import as_yaml
 from recipes.sides import Side, open_sides
 from rewards.base import Reward
-from rewards.load import group_specs, load_rewards
+from rewards.load import load_rewards
+from rewards.names import group_specs
 
 SHOWN, EXTREMES = 12, 6
 """Pairs on the page that do not look at the scores, and from either end of the prompts that moved."""

@@ -20,7 +20,7 @@ from rewards.cards import FOLDER_CARD, Card, load_cards
 from rewards.convert.checkpoint import read_checkpoint
 from rewards.convert.layouts import Files, Parts
 from rewards.convert.published import CLIPS, Published, find_published, recognise
-from rewards.load import sha256
+from rewards.hub import sha256
 from rewards.weights import TOKENIZER, write_network
 
 

@@ -18,7 +18,7 @@ from recipes.judge import Judged, recovered
 from recipes.model_card import write_card
 from recipes.settings import leaf_fields
 from recipes.watch import seen_steps
-from rewards.load import find_cards
+from rewards.names import find_cards
 
 PAIRS = 32
 EXTREMES = 6

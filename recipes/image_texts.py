@@ -1,6 +1,7 @@
 """Which prompt belongs to which image: what stands beside it, one prompt for all, or a file."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -66,4 +67,10 @@ def _by_name(path: Path, lines: Sequence[str], found: Sequence[Found]) -> list[s
         raise ValueError(
             f'{path} must have an object with "file_name" and "text" in each line ({error}). Mend it.'
         ) from error
+    bare = Counter(PurePath(one.name).name for one in found if one.name not in texts)
+    if unclear := [name for name in texts if bare[name] > 1]:
+        raise ValueError(
+            f"{path} names {unclear[0]}, and {bare[unclear[0]]} of the images are called so. Write their whole names, "
+            f"such as {found[0].name}."
+        )
     return [texts.get(one.name, texts.get(PurePath(one.name).name)) for one in found]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rewards.base import Reward
-from rewards.load import find_cards, group_specs
+from rewards.names import find_cards, group_specs
 
 
 def announce(names: Sequence[str]) -> None:

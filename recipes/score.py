@@ -27,13 +27,14 @@ from recipes.critiques import Critiques
 from recipes.image_texts import Captions
 from recipes.images import Item, count_transparent, find_items, sample_items, store_of
 from recipes.reward_names import announce
-from recipes.score_file import Scores, merge, partials, read_scores, write_partial
+from recipes.score_file import Scores, held, merge, partials, read_scores, write_partial
 from recipes.score_output import Scored, publish
 from recipes.score_place import check_place
 from recipes.scoring import Engine, Problems
 from recipes.settings import as_yaml
 from rewards.base import Critic, Reward
-from rewards.load import group_specs, load_rewards, slug
+from rewards.load import load_rewards
+from rewards.names import group_specs, slug
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,16 @@ def score(
     """
     keys, dimensions = [item.key for item in items], engine.reward.dimensions
     final = folder / f"{slug(engine.name)}.parquet"
-    merge(final, keys, dimensions, accelerator)
-    known = read_scores(final, dimensions)
-    own = partials(final) / f"{accelerator.process_index}.jsonl"
-    own.parent.mkdir(exist_ok=True)
+    with held(final, accelerator):
+        merge(final, keys, dimensions, accelerator)
+        _score(items, engine, final, log, accelerator)
+        merge(final, keys, dimensions, accelerator)
+    return _in_order(keys, read_scores(final, dimensions), len(dimensions))
+
+
+def _score(items: Sequence[Item], engine: Engine, final: Path, log: Log, accelerator: Accelerator) -> None:
+    """This process's share of what has no scores yet, into a file of its own."""
+    known = read_scores(final, engine.reward.dimensions)
     batches = [items[start : start + engine.size] for start in range(0, len(items), engine.size)]
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     todo = [left for batch in mine if (left := engine.left(batch, known))]
@@ -130,13 +137,12 @@ def score(
     done = total - sum(map(len, todo))
     if done:
         print(f"{engine.name}: {done:,} of {total:,} images have their scores in {final}", file=sys.stderr)
+    own = partials(final) / f"{accelerator.process_index}.jsonl"
     with own.open("a", encoding="utf-8") as file, log.progress(total, f"score {engine.name}", done) as progress:
         for batch, new in engine.scores(todo):
             write_partial(file, new)
             progress.update(len(batch))
     accelerator.wait_for_everyone()
-    merge(final, keys, dimensions, accelerator)
-    return _in_order(keys, read_scores(final, dimensions), len(dimensions))
 
 
 def _in_order(keys: Sequence[tuple[str, str]], scores: Scores, width: int) -> Float[Tensor, "image dimension"]:

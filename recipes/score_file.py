@@ -1,9 +1,11 @@
 """The file of a reward's scores, `SLUG.parquet`, and what processes write beside it until it is complete."""
 
+import fcntl
 import json
-import math
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -17,7 +19,7 @@ Key = tuple[str, str]
 """What an image's scores are found by: its id, and the fingerprint of the model that made it, if align made it."""
 
 Scores = dict[Key, list[float]]
-"""One score for each dimension; NaN, in the file null, for an image that cannot be read."""
+"""One score for each dimension, of the images that have one."""
 
 
 def partials(final: Path) -> Path:
@@ -28,15 +30,47 @@ def partials(final: Path) -> Path:
 def merge(final: Path, keys: Sequence[Key], dimensions: Sequence[str], accelerator: Accelerator) -> None:
     """Put into the file, in the order of `keys`, what the processes of this or of a killed run have scored."""
     if accelerator.is_main_process:
-        final.parent.mkdir(parents=True, exist_ok=True)
         parts = [_read_partial(path, dimensions) for path in sorted(partials(final).glob("*.jsonl"))]
         before = read_scores(final, dimensions)
         scores = before | {key: values for part in parts for key, values in part.items()}
         if scores != before:
             order = dict.fromkeys([*keys, *scores])
             _write_final(final, {key: scores[key] for key in order if key in scores}, dimensions)
-        shutil.rmtree(partials(final), ignore_errors=True)
+        for path in partials(final).glob("*.jsonl"):
+            path.unlink()
     accelerator.wait_for_everyone()
+
+
+@contextmanager
+def held(final: Path, accelerator: Accelerator) -> Generator[None, None, None]:
+    """Hold the file against other commands, whose scores would be lost; the main process holds it for all.
+
+    Raises:
+        ValueError: Another command scores into it.
+    """
+    if not accelerator.is_main_process:
+        yield
+        return
+    place = partials(final)
+    place.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        _lock(descriptor, final)
+        yield
+        shutil.rmtree(place, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, final: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"Another command scores into {final}. Wait for it and run this again, or give another --output_dir."
+        ) from error
+    except OSError:
+        return  # some network disks cannot hold a folder
 
 
 def write_partial(file: TextIO, scores: Scores) -> None:
@@ -74,16 +108,12 @@ def read_scores(path: Path, dimensions: Sequence[str]) -> Scores:
         raise ValueError(
             f"{path} has the columns {table.column_names} where {expected} belong. Move it away and run again."
         )
-    rows = zip(*table.to_pydict().values(), strict=True)
-    return {
-        (image_id, model): [math.nan if score is None else score for score in scores]
-        for image_id, model, *scores in rows
-    }
+    return {(image_id, model): scores for image_id, model, *scores in zip(*table.to_pydict().values(), strict=True)}
 
 
 def _write_final(path: Path, scores: Scores, dimensions: Sequence[str]) -> None:
     image_ids, models = zip(*scores, strict=True)
-    columns = [pa.array(column, pa.float32(), from_pandas=True) for column in zip(*scores.values(), strict=True)]
+    columns = [pa.array(column, pa.float32()) for column in zip(*scores.values(), strict=True)]
     table = pa.table([pa.array(image_ids), pa.array(models), *columns], names=["image_id", "model", *dimensions])
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary)

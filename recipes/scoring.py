@@ -50,8 +50,8 @@ class Engine:
     batch_size: int | None = None
     problems: Problems = field(default_factory=dict[str, str])
     critiques: Critiques | None = None
-    _fits: int = AUTOMATIC_BATCH
-    _has_scored: bool = False
+    _fits: int = field(default=AUTOMATIC_BATCH, init=False)
+    _has_scored: bool = field(default=False, init=False)
 
     @property
     def size(self) -> int:

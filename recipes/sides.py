@@ -46,6 +46,9 @@ def open_sides(config: CompareConfig) -> tuple[Side, Side]:
     first, second = (open_side(folder, Captions(config.prompt, config.prompts)) for folder in folders)
     if first.place.resolve() == second.place.resolve():
         raise ValueError(f"{folders[0]} and {folders[1]} are the same images; a comparison needs two. Give another.")
+    for outer, inner in ((first, second), (second, first)):
+        if not outer.rows and outer.place.resolve() in inner.place.resolve().parents:
+            raise ValueError(f"{inner.place} is in {outer.place}, whose images hold its own. Compare folders apart.")
     if first.rows and second.rows and (config.prompt is not None or config.prompts is not None):
         raise ValueError("Both folders hold generated images, which have their prompts. Leave out --prompt, --prompts.")
     return first, second

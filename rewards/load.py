@@ -17,9 +17,7 @@ from rewards.base import Reward
 from rewards.cards import FOLDER_CARD, Card, load_cards, read_folder_card
 from rewards.combine import Dimension, Weighted
 from rewards.hub import hub_folder, sha256
-from rewards.names import find, find_cards, group_specs, has_weight, slug, split_weight, split_words
-
-__all__ = ["Card", "find_cards", "group_specs", "load_cards", "load_reward", "load_rewards", "sha256", "slug"]
+from rewards.names import find, find_cards, group_specs, has_weight, split_weight, split_words
 
 
 def load_reward(spec: str, device: torch.device) -> Reward:

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from rewards.aesthetic import Aesthetic
 from rewards.base import Images, Reward
+from rewards.cards import load_cards
 from rewards.clip import ClipScore
 from rewards.combine import Dimension, Normalised, Weighted
 from rewards.hps import HPS
 from rewards.hps_v2 import HPSv2
 from rewards.image import _rounding_error as rounding_error  # pyright: ignore[reportPrivateUsage]
-from rewards.load import load_cards
 from rewards.mps import MPS
 from rewards.pickscore import PickScore
 from sandbox.gold import Gold

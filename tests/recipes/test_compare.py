@@ -309,3 +309,12 @@ def test_transparent_pictures_are_told(make: Make, capsys: pytest.CaptureFixture
     Image.new("RGBA", (8, 8), (0, 0, 0, 128)).save("two/1.png")
     assert compare("one", "two") == 0
     assert "1 of 2 images of two have transparent parts, flattened on white." in capsys.readouterr().out
+
+
+def test_a_folder_within_the_other_is_refused(tmp_path: Path, make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    del make
+    (tmp_path / "outer/inner").mkdir(parents=True)
+    for place in ("outer", "outer/inner"):
+        Image.new("RGB", (8, 8)).save(tmp_path / place / "0.png")
+    assert compare("outer", "outer/inner", "--prompt", "x") == 1
+    assert "outer/inner is in outer, whose images hold its own" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from recipes.cli import main
 from rewards.base import Reward
 from rewards.cards import Source, load_cards
 from rewards.convert.published import PUBLISHED
-from rewards.load import sha256
+from rewards.hub import sha256
 from tests.rewards import golden
 from tests.rewards.pickled_module import save_module
 from tests.rewards.tokenizers_for_tests import golden_bert, golden_t5

@@ -190,7 +190,6 @@ def published_clip(path: Path) -> Source:
     return Source(path.name, url=path.as_uri(), sha256=sha256(path))
 
 
-@pytest.mark.skipif("convert" not in cli.RECIPES, reason="the command that converts is not here yet")
 def test_from_the_published_file_to_the_verdict(
     tmp_path: Path, home: Path, picture: Check, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -189,3 +189,11 @@ def test_a_list_of_captions_is_no_prompt(folder: Path) -> None:
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": ["one", "two"]}) + "\n")
     with pytest.raises(ValueError, match=r"a prompt must be one text, not \['one', 'two'\]"):
         find_items([str(folder)], Captions())
+
+
+def test_a_bare_name_that_several_images_have_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "sub/a.png").write_bytes(_png(7))
+    names = tmp_path / "p.jsonl"
+    names.write_text(json.dumps({"file_name": "a.png", "text": "x"}) + "\n")
+    with pytest.raises(ValueError, match=r"names a.png, and 2 of the images are called so. Write their whole names"):
+        find_items([str(folder)], Captions(file=names))

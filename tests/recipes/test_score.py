@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -24,7 +24,6 @@ PROMPTS = ("a red circle", "a blue square")
 SAMPLES = 5
 
 
-@final
 class Colours(Reward):
     """The means of red and of blue; counts its calls, and can be told to fail at the n-th."""
 
@@ -218,3 +217,14 @@ def test_bad_input_is_answered_before_the_work(store: SampleStore, changes: dict
     config = ScoreConfig(images=[store.folder], rewards=["sandbox-hps"], device="cpu").model_copy(update=changes)
     with pytest.raises(ValueError, match=message):
         main(config, dry_run=True)
+
+
+def test_two_commands_do_not_score_into_one_file(store: SampleStore) -> None:
+    class Nested(Colours):
+        def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
+            with pytest.raises(ValueError, match=r"Another command scores into .*my~Colours.parquet. Wait for it"):
+                _score(store, Colours())
+            _score(store, Colours(), name="other")
+            return super().__call__(images, prompts)
+
+    assert torch.equal(_score(store, Nested()), _score(store, Colours(), name="third"))

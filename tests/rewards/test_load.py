@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from rewards import names
-from rewards.cards import Card
+from rewards.cards import Card, load_cards
 from rewards.clip import ClipScore
 from rewards.combine import Dimension, Weighted
 from rewards.hps import HPS
-from rewards.load import find_cards, group_specs, load_cards, load_reward, load_rewards, sha256
+from rewards.hub import sha256
+from rewards.load import load_reward, load_rewards
+from rewards.names import find_cards, group_specs
 from tests.rewards.tiny_clip import save_tiny_clip
 
 CPU = torch.device("cpu")
