@@ -3,11 +3,12 @@
 Prompts are resampled, not images: images of one prompt are not independent, so they are averaged first.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 INTERVAL = (0.025, 0.975)
@@ -44,6 +45,15 @@ class RecoveredGap:
     gap: float
     gain: float
     share: float | None
+    ci_low: float | None
+    ci_high: float | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic with its 95 % interval; no interval where the statistic has no value for some resample."""
+
+    value: float
     ci_low: float | None
     ci_high: float | None
 
@@ -125,6 +135,43 @@ def mean_interval(
     return torch.from_numpy(rows.mean(axis=0)), torch.from_numpy(lows), torch.from_numpy(highs)
 
 
+def interval_of(
+    statistic: Callable[..., float],
+    arrays: Sequence[Shaped[np.ndarray, "n ..."]],
+    groups: Int[np.ndarray, " n"],
+    seed: int,
+    resamples: int = 10_000,
+) -> Estimate:
+    """Any statistic of rows and its 95 % interval (percentile bootstrap over prompts, Efron 1979).
+
+    A prompt is drawn with all of its rows, as rows of one prompt are not independent. For the difference of two
+    models, let the statistic take both: `lambda a, b, true: plcc(a, true) - plcc(b, true)`.
+
+    Arguments:
+        statistic: Called as `statistic(*arrays)`, on all rows and on the rows of the prompts drawn.
+        arrays: With one row for each image.
+        groups: The prompt index of each row.
+        seed: Of the draws.
+        resamples: How many there are.
+
+    Raises:
+        ValueError: Lengths that differ, or fewer than two prompts.
+    """
+    lengths = [len(array) for array in arrays]
+    if any(length != len(groups) for length in lengths):
+        raise ValueError(
+            f"Arrays of {lengths} rows and {len(groups)} prompt indices came; there must be as many of each. Give "
+            "every row the index of its prompt."
+        )
+    by_prompt, counts = np.argsort(groups, kind="stable"), np.unique(groups, return_counts=True)[1]
+    _check_prompts(len(counts))
+    generator = np.random.default_rng(seed)
+    draws = (generator.integers(len(counts), size=len(counts)) for _ in range(resamples))
+    samples = (by_prompt[_places(draw, counts)] for draw in draws)
+    values = np.array([statistic(*(array[rows] for array in arrays)) for rows in samples])
+    return Estimate(statistic(*arrays), *(_interval(values) if np.isfinite(values).all() else (None, None)))
+
+
 def diversity(embeddings: Float[Tensor, "image dim"], groups: Int[Tensor, " image"]) -> Float[Tensor, " prompt"]:
     """Mean cosine distance (1 - cosine) between two images of a prompt, for each prompt, by rising prompt index.
 
@@ -177,20 +224,31 @@ def _resampled_means(
     Each sample is how often it drew each row, times the rows: to gather the rows would need memory for every column.
     """
     prompts = len(values)
-    if prompts < 2:
-        raise ValueError(
-            f"An interval over prompts needs two prompts or more, {prompts} came. Evaluate on more prompts."
-        )
+    _check_prompts(prompts)
     generator = np.random.default_rng(seed)
     block = max(1, 2**22 // prompts)
     sizes = [min(block, resamples - start) for start in range(0, resamples, block)]
     return np.concatenate([_drawn(generator, size, prompts) @ values / prompts for size in sizes])
 
 
+def _check_prompts(prompts: int) -> None:
+    if prompts < 2:
+        raise ValueError(
+            f"An interval over prompts needs two prompts or more, {prompts} came. Evaluate on more prompts."
+        )
+
+
 def _drawn(generator: np.random.Generator, size: int, prompts: int) -> Int[np.ndarray, "size prompts"]:
     """How often each of `size` bootstrap samples drew each prompt."""
     cells = generator.integers(prompts, size=(size, prompts)) + prompts * np.arange(size)[:, None]
     return np.bincount(cells.ravel(), minlength=size * prompts).reshape(size, prompts)
+
+
+def _places(draw: Int[np.ndarray, " prompt"], counts: Int[np.ndarray, " prompt"]) -> Int[np.ndarray, " drawn"]:
+    """Where the rows of the drawn prompts stand, if prompt k has the `counts[k]` places behind those before it."""
+    sizes = counts[draw]
+    first = (np.cumsum(counts) - counts)[draw] - (np.cumsum(sizes) - sizes)
+    return np.repeat(first, sizes) + np.arange(sizes.sum())
 
 
 def _interval(statistics: Float[np.ndarray, " resample"]) -> tuple[float, float]:

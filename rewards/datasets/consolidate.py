@@ -16,6 +16,19 @@ def disc_map(points: Float[np.ndarray, "point 2"], radius: float, height: int, w
     return covered
 
 
+def mean_map(
+    points: Sequence[Float[np.ndarray, "_ 2"]], radius: float, height: int, width: int
+) -> Float[np.ndarray, "h w"]:
+    """The heatmap of an image: the share of the people who marked each pixel, by the points of each.
+
+    Raises:
+        ValueError: No people.
+    """
+    if not points:
+        raise ValueError("The points of no people came; one or more are needed, of shape (0, 2) for who marks nothing.")
+    return np.mean([disc_map(one, radius, height, width) for one in points], axis=0)
+
+
 def unit_scores(likert: NDArray[np.int_]) -> Float[np.ndarray, " score"]:
     """(s - 1) / 4 of scores from 1 to 5, of shape (person, score), averaged over the people.
 

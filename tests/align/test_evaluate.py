@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import product
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from scipy import stats
 from scipy.spatial.distance import pdist
 from torch import Tensor
 
-from align.evaluate import compare, diversity, mean_interval, recovered_gap
+from align.evaluate import compare, diversity, interval_of, mean_interval, recovered_gap
 
 
 @pytest.fixture
@@ -212,3 +213,78 @@ def test_diversity_needs_two_images_of_each_prompt(unchecked_shapes: None) -> No
         diversity(torch.ones(3, 2), torch.tensor([1, 1]))
     with pytest.raises(ValueError, match="embeddings hold 1 of 4 values that are not finite"):
         diversity(torch.tensor([[1.0, math.nan], [1.0, 0.0]]), torch.tensor([1, 1]))
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def test_interval_of_a_correlation_agrees_with_scipy() -> None:
+    generator = np.random.default_rng(0)
+    x, noise = generator.normal(size=(2, 80))
+    y = x + noise
+    found = interval_of(correlation, [x, y], np.arange(80), seed=0)
+    oracle = stats.bootstrap(
+        (x, y), correlation, paired=True, vectorized=False, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert found.value == pytest.approx(stats.pearsonr(x, y)[0])
+    assert found.ci_low is not None and found.ci_high is not None
+    width = oracle.high - oracle.low
+    assert (found.ci_low, found.ci_high) == pytest.approx((oracle.low, oracle.high), abs=0.05 * width)
+
+
+def test_interval_of_the_mean_is_that_of_prompts_drawn_whole() -> None:
+    """Every one of the 3^3 draws, by hand: prompts of one, two and three rows, out of order."""
+    values, groups = np.array([1.0, 10.0, 2.0, 20.0, 3.0, 30.0]), np.array([9, 4, 9, 7, 9, 4])
+    rows = [values[groups == group] for group in (4, 7, 9)]
+    means = [np.concatenate(draw).mean() for draw in product(rows, repeat=3)]
+    seen: list[float] = []
+
+    def mean(drawn: np.ndarray) -> float:
+        seen.append(float(drawn.mean()))
+        return seen[-1]
+
+    found = interval_of(mean, [values], groups, seed=0, resamples=4000)
+    assert found.value == 11
+    assert set(np.round(seen, 9)) == set(np.round(means, 9))
+    shares = [np.mean(np.isclose(seen[1:] if seen[0] == 11 else seen[:-1], value)) for value in set(np.round(means, 9))]
+    expected = [np.mean(np.isclose(means, value)) for value in set(np.round(means, 9))]
+    assert shares == pytest.approx(expected, abs=0.03)
+
+
+def test_interval_of_a_difference_of_correlations_knows_that_both_saw_the_same_images() -> None:
+    generator = np.random.default_rng(0)
+    true, shared, own = generator.normal(size=(3, 300))
+    a, b = true + shared, true + shared + 0.3 * own
+
+    def gap(a: np.ndarray, b: np.ndarray, true: np.ndarray) -> float:
+        return correlation(a, true) - correlation(b, true)
+
+    paired = interval_of(gap, [a, b, true], np.arange(300), 0, 2000)
+    alone = interval_of(correlation, [a, true], np.arange(300), 0, 2000)
+    assert paired.value == gap(a, b, true)
+    assert paired.ci_low is not None and paired.ci_high is not None and alone.ci_low is not None and alone.ci_high
+    assert paired.ci_high - paired.ci_low < 0.5 * (alone.ci_high - alone.ci_low)
+
+
+def test_interval_of_is_deterministic() -> None:
+    x = np.random.default_rng(0).normal(size=(40, 2))
+
+    def spread(rows: np.ndarray) -> float:
+        return float(rows.std())
+
+    found = [interval_of(spread, [x], np.arange(40) // 2, seed, resamples=200) for seed in (5, 5, 6)]
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_statistic_that_some_resamples_lack_has_no_interval() -> None:
+    """One row of eight counts, so that some draws have none."""
+    found = interval_of(np.nanmax, [np.array([0.5, *[-np.inf] * 7])], np.arange(8), seed=0, resamples=100)
+    assert (found.value, found.ci_low, found.ci_high) == (0.5, None, None)
+
+
+def test_interval_of_needs_two_prompts_and_as_many_rows(unchecked_shapes: None) -> None:
+    with pytest.raises(ValueError, match="two prompts or more, 1 came"):
+        interval_of(correlation, [np.ones(3), np.ones(3)], np.zeros(3, dtype=int), seed=0)
+    with pytest.raises(ValueError, match=r"Arrays of \[3, 2\] rows and 3 prompt indices"):
+        interval_of(correlation, [np.ones(3), np.ones(2)], np.arange(3), seed=0)
