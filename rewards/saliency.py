@@ -36,8 +36,8 @@ Values: TypeAlias = Float[Tensor, " batch"]
 HEATMAP_METRICS = ("mse", "mse_empty", "cc", "kld", "sim", "nss", "auc_judd")
 """Lower is better for `mse`, `mse_empty` and `kld`, higher for the others."""
 
-BLOCK_PIXELS = 2**17
-"""Judged at a time: 1 MiB of float64, so that intermediate results stay in the processor's cache."""
+BLOCK_PIXELS = 2**15
+"""Judged at a time: 256 KiB of float64, which stay in the processor's cache and are not given back to the system."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _auc_judd(predicted: Pixels, fixated: Bool[Tensor, "batch pixel"]) -> Values
     maps, places = np.divmod(flat, keys.shape[1])
     n = fixated.sum(1).cpu().numpy()
     rank = np.arange(len(maps)) - (np.cumsum(n + 1) - (n + 1))[maps]
-    is_new = (np.diff(keys.ravel()[flat], prepend=-1) != 0) | (rank == 0)
+    is_new = np.diff(keys.ravel()[flat], prepend=-1) != 0
     maps, rank, places = maps[is_new], rank[is_new], places[is_new]
     found, rejected = n[maps] - rank, places - rank  # fixated at or above the threshold; not fixated below it
     step = np.where(rank == 0, rejected, np.diff(rejected, prepend=0))
@@ -153,9 +153,10 @@ def _auc_judd(predicted: Pixels, fixated: Bool[Tensor, "batch pixel"]) -> Values
 def _sorted_keys(predicted: Pixels, fixated: Bool[Tensor, "batch pixel"]) -> np.ndarray:
     """Whole numbers in the order of P, the last bit 0 at fixated pixels (which so come first among equals).
 
-    The bits of floats that are not negative are in their order. Behind each map stands one more, highest and even.
+    The bits of floats that are not negative are in their order (the shift makes 0 of -0). Behind each map stands one
+    more, highest and even.
     """
-    values = predicted.to(torch.promote_types(predicted.dtype, torch.float32)).cpu().numpy() + 0.0  # -0.0 is negative
+    values = predicted.to(torch.promote_types(predicted.dtype, torch.float32)).cpu().numpy()
     bits = values.view(f"i{values.itemsize}")
     keys = np.empty((len(bits), bits.shape[1] + 1), bits.dtype)
     np.left_shift(bits, 1, out=keys[:, :-1])
