@@ -46,7 +46,7 @@ STEPS = {
     "rendered": 2000,
     "generated": 3500,
     "captions": 1800,
-    "feedback": 3000,
+    "feedback": 8000,
 }
 GROUPS = {"rendered": 3000, "generated": 1000, "held out": 40}
 
@@ -137,15 +137,25 @@ def build_hps(name: str, seed: int) -> Callable[[Path, Accelerator], None]:
 
 
 def build_rahf(folder: Path, accelerator: Accelerator) -> None:
-    """The critic, on feedback about the pictures that the preference scores were tuned on."""
-    device = accelerator.device
+    """The critic, on feedback about the pictures that the preference scores were tuned on; the better of two forms."""
     pretrained = rahf.pretrain(folder / "captions", STEPS["captions"], accelerator)
-    people = join([_feedback(folder, _generated(device, seed), seed) for seed in (5, 6)])
-    dev = _feedback(folder, _held_out(device), seed=7)
-    network = rahf.build(folder / "feedback", pretrained, people, dev, False, STEPS["feedback"], accelerator).cpu()
+    people, dev = feedback(folder, accelerator.device)
+    forms = {
+        form: rahf.build(folder / form, pretrained, people, dev, form, STEPS["feedback"], accelerator).cpu()
+        for form in rahf.FORMS
+    }
+    qualities = {form: rahf.quality(network, dev) for form, network in forms.items()}
+    best = max(qualities, key=lambda form: sum(qualities[form].values()))
     with atomic_path(WEIGHTS / "rahf") as temporary:
-        rahf.save(network, temporary)
-        write_card(temporary, {name: folder / name for name in ("captions", "feedback")}, rahf.quality(network, dev))
+        rahf.save(forms[best], temporary)
+        figures = {f"{form}: {name}": value for form, found in qualities.items() for name, value in found.items()}
+        write_card(temporary, {name: folder / name for name in ("captions", best)}, figures)
+
+
+def feedback(folder: Path, device: torch.device) -> tuple[Rich, Rich]:
+    """What people said of the pictures to learn from, and of pictures of other captions."""
+    people = [_feedback(folder, _generated(device, seed), seed) for seed in (5, 6)]
+    return join([*people, _feedback(folder, _rendered(), seed=8)]), _feedback(folder, _held_out(device), seed=7)
 
 
 def _feedback(folder: Path, pictures: hps.Pictures, seed: int) -> Rich:

@@ -38,6 +38,11 @@ from sandbox.rich_feedback import RATERS
 from sandbox.world import SIZE_PX, caption, parse, split_of
 
 BATCH = 64
+"""Of rendered scenes; of feedback half as many."""
+FORMS = _, PROMPTED = ("multi-head", "augmented-prompt")
+"""The paper's two forms: seven heads and one pass, or three heads and a task in front of the prompt."""
+LOSS = LossWeights(heatmap=5.0, score=8.0, words=1.0)
+"""Scores count for more than in the paper: there they learned least."""
 CONFIG = RahfConfig(
     image_size=SIZE_PX,
     patch_size=8,
@@ -52,7 +57,7 @@ CONFIG = RahfConfig(
     text_hidden=192,
     vocabulary=80,
     heads="paper",
-    heatmap_widths=(48, 32, 32, 16, 8),
+    heatmap_widths=(32, 24, 24, 16, 8),
     score_widths=(32, 8),
     score_hidden=(32,),
     reads_image=True,
@@ -82,14 +87,14 @@ def pretrain(folder: Path, steps: int, accelerator: Accelerator) -> RahfNetwork:
 
 
 def build(
-    folder: Path, pretrained: RahfNetwork, rich: Rich, dev: Rich, prompted: bool, steps: int, accelerator: Accelerator
+    folder: Path, pretrained: RahfNetwork, rich: Rich, dev: Rich, form: str, steps: int, accelerator: Accelerator
 ) -> RahfNetwork:
-    """Teach a network (resumable) what people said; `prompted` is the form with one head of each kind."""
+    """Teach a network (resumable) of one of `FORMS` what people said."""
     torch.manual_seed(1)
-    network = RahfNetwork(replace(CONFIG, prompted=prompted))
+    network = RahfNetwork(replace(CONFIG, prompted=form == PROMPTED))
     kept = {name: value for name, value in pretrained.state_dict().items() if "_heads." not in name}
     network.load_state_dict(network.state_dict() | kept)
-    loss = RahfLoss(_tokenize(accelerator.device), LossWeights())
+    loss = RahfLoss(_tokenize(accelerator.device), LOSS)
     critic = Rahf.of(network, build_tokenizer())
     look = Validation(500, lambda step: _errors(critic, loss, dev))
     batches = _remarks(rich, accelerator.device)
@@ -143,7 +148,7 @@ def _remarks(rich: Rich, device: torch.device) -> Callable[[int], RahfBatch]:
 
     def batch(step: int) -> RahfBatch:
         generator = np.random.default_rng((32, step))
-        rows = generator.integers(len(rich.captions), size=BATCH)
+        rows = generator.integers(len(rich.captions), size=BATCH // 2)
         moved = [_moved(rich.captions[row], rich.pixels[row], rich.marks[row], generator) for row in rows]
         return _batch(rich, rows, *zip(*moved, strict=True), device=device)
 

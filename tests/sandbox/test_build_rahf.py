@@ -42,14 +42,14 @@ def test_every_word_is_one_token_and_marks_are_written_and_read() -> None:
 
 @pytest.mark.parametrize("prompted", [False, True], ids=["heads", "prompted"])
 def test_a_network_learns_in_two_stages_and_is_read_back(
-    rich: Rich, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompted: bool
+    rich: Rich, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     monkeypatch.setattr(rahf, "BATCH", 4)
     monkeypatch.setattr(rahf, "draw_pictures", lambda count, *given, **options: draw_pictures(8, *given, **options))
     accelerator = Accelerator(cpu=True)
     first = rahf.pretrain(tmp_path / "captions", 2, accelerator)
-    network = rahf.build(tmp_path / "feedback", first, rich, rich, prompted, 3, accelerator)
-    again = rahf.build(tmp_path / "feedback", first, rich, rich, prompted, 3, accelerator)
+    network = rahf.build(tmp_path / "feedback", first, rich, rich, form, 3, accelerator)
+    again = rahf.build(tmp_path / "feedback", first, rich, rich, form, 3, accelerator)
     for one, other in zip(network.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(one, other)
     rahf.save(network, tmp_path / "saved")
