@@ -40,7 +40,7 @@ def test_every_word_is_one_token_and_marks_are_written_and_read() -> None:
     assert all(len(tokenizer.encode(word).ids) == 2 for word in words())
 
 
-@pytest.mark.parametrize("prompted", [False, True], ids=["heads", "prompted"])
+@pytest.mark.parametrize("form", rahf.FORMS)
 def test_a_network_learns_in_two_stages_and_is_read_back(
     rich: Rich, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
