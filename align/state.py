@@ -81,6 +81,10 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+class OtherModuleError(ValueError):
+    """A checkpoint is whole, but of another module: it is not to be removed as if it were damaged."""
+
+
 @dataclass(frozen=True)
 class TrainState:
     """Everything that changes while training, named once: parameters, optimizer, average, loss scale, and the step.
@@ -120,11 +124,16 @@ class TrainState:
 
         Returns:
             Its step, 0 where there is none, and what is wrong with each newer one, which was passed over.
+
+        Raises:
+            ValueError: A whole checkpoint of a module of other sizes.
         """
         notes: list[str] = []
         for path in reversed(list_checkpoints(folder)):
             try:
                 return self._load(path), notes
+            except OtherModuleError as error:
+                raise ValueError(f"{path} is of another module: {error}. Train in another folder.") from error
             except (FileNotFoundError, SafetensorError, KeyError, ValueError, TypeError) as error:
                 notes.append(f"{path} is damaged ({type(error).__name__}: {error}).")
         return 0, notes
@@ -179,7 +188,7 @@ def _check_same(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> 
         raise KeyError(f"other tensors than this run has: {sorted(targets.keys() ^ values.keys())[:3]}")
     for name, target in targets.items():
         if target.shape != values[name].shape:
-            raise ValueError(f"{name} has shape {tuple(values[name].shape)} where {tuple(target.shape)} belongs")
+            raise OtherModuleError(f"{name} has shape {tuple(values[name].shape)} where {tuple(target.shape)} belongs")
 
 
 def _copy_into(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:

@@ -28,6 +28,10 @@ RECIPES = {
     "score": Recipe("score", "ScoreConfig", "Score a folder of images with one or more rewards."),
     "compare": Recipe("compare", "CompareConfig", "Compare two folders of images of the same prompts, pair by pair."),
     "convert": Recipe("convert", "ConvertConfig", "Turn the checkpoint of a published reward into a folder of ours."),
+    "train-reward": Recipe("train_reward", "TrainRewardConfig", "Train a critic on what people said of images."),
+    "evaluate-reward": Recipe(
+        "evaluate_reward", "EvaluateRewardConfig", "Measure how far rewards agree with what people said of images."
+    ),
     "filter-finetune": Recipe(
         "filter_finetune",
         "FilterFinetuneConfig",
@@ -38,6 +42,7 @@ RECIPES = {
 TOOLS = {
     "recipes": Recipe("presets", "presets_app", "List the presets that ship with the recipes (ls), or copy one (cp)."),
     "rewards": Recipe("reward_table", "rewards_app", "List the rewards (ls), or all that is known about one (show)."),
+    "data": Recipe("data_check", "data_app", "Look at rich feedback: statistics, and every bad row (check)."),
     "doctor": Recipe("doctor", "doctor_app", "Fetch published rewards and check their scores. Needs a network."),
 }
 """Commands without a configuration; in `settings` is the function that makes the command."""

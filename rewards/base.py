@@ -110,6 +110,9 @@ class Critic(Reward):
     heatmaps: tuple[str, ...]
     """Names of the maps."""
 
+    judges_words: bool = True
+    """Whether it says which words an image misses; where not, none is called misaligned."""
+
     @abstractmethod
     def critique(self, images: Images, prompts: Sequence[str]) -> Critique:
         """Scores, heatmaps and misaligned words in one pass. A sequence of images may mix sizes."""

@@ -153,6 +153,15 @@ def _shares(values: Mapping[str, Sequence[float]], bins: int, name: str, mark: f
     return parts
 
 
+def cloud(points: Points, name: str) -> Markup:
+    """A dot at each point; `name` is that of x."""
+    x_range, y_range = (_padded([point[axis] for point in points]) for axis in (0, 1))
+    frame = _Frame(x_range, y_range)
+    dot = Markup('<circle class="faint" cx="{:.1f}" cy="{:.1f}" r="2"/>')
+    dots = Markup("").join(dot.format(*frame.place(*point)) for point in points)
+    return _svg([frame.axes(ticks(*frame.x), name), dots], f"{len(points):,} dots over {name}")
+
+
 def interval(low: float, middle: float, high: float) -> Markup:
     """An interval around a difference, beside zero, on a scale of its own."""
     reach = 1.15 * max(abs(low), abs(high)) or 1.0

@@ -28,6 +28,7 @@ class RichFeedback:
         heatmaps: By the names of `rewards.rahf.network.HEATMAPS`, what decodes them: in [0, 1], 1 where all saw a
             defect; of one size, which need not be that of the image. Zero everywhere if nobody marked anything.
         image: Reads the picture: RGB in [0, 1].
+        ratings: The scores that each person gave, from 1 to 5, where the data set says.
     """
 
     image_id: str
@@ -37,6 +38,7 @@ class RichFeedback:
     scores: Mapping[str, float]
     heatmaps: Mapping[str, Callable[[], Float[Tensor, "_ _"]]]
     image: Callable[[], Float[Tensor, "3 _ _"]]
+    ratings: tuple[Mapping[str, int], ...] = ()
 
 
 class Problem(NamedTuple):

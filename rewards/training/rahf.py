@@ -5,7 +5,7 @@ of the prompt what to predict: each image teaches it, beside the words, one scor
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -27,7 +27,7 @@ class RahfBatch:
         pixels: Preprocessed.
         prompts: Their words, joined by spaces.
         marked: The prompts with `_0` behind misaligned words (see `rewards.rahf.words.mark_words`).
-        scores: In [0, 1], in the order of `SCORES`.
+        scores: In [0, 1], in the order of `SCORES`; NaN where nobody gave one.
         heatmaps: In [0, 1], in the order of `HEATMAPS`; of any size.
     """
 
@@ -36,6 +36,11 @@ class RahfBatch:
     marked: Sequence[str]
     scores: Float[Tensor, "batch 4"]
     heatmaps: Float[Tensor, "batch 2 h w"]
+
+    def to(self, device: torch.device) -> "RahfBatch":
+        """The same on a device."""
+        tensors = {name: getattr(self, name).to(device) for name in ("pixels", "scores", "heatmaps")}
+        return replace(self, **tensors)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class RahfLoss:
         scores, score_targets, maps, map_targets = predict(network, seen, bare, batch, generator)
         parts = {
             "heatmap": heatmap_error(maps, map_targets, self._weights.lift),
-            "score": mse_loss(scores, score_targets),
+            "score": score_error(scores, score_targets),
             "words": written_loss(network, bare, self._tokenize(batch.marked)),
         }
         return parts | ({"kld": kld(maps, map_targets)} if self._weights.kld else {})
@@ -137,6 +142,12 @@ def _fit(maps: Float[Tensor, "batch map h w"], size: int) -> Float[Tensor, "batc
     if maps.shape[-2:] == (size, size):
         return maps
     return interpolate(maps, size=(size, size), mode="bilinear", antialias=True).clamp(0, 1)
+
+
+def score_error(scores: Float[Tensor, "*batch"], targets: Float[Tensor, "*batch"]) -> Float[Tensor, ""]:
+    """The mean squared error of the scores that somebody gave; 0 where there is none."""
+    given = targets.isfinite()
+    return mse_loss(scores[given], targets[given]) if given.any() else scores.sum() * 0
 
 
 def heatmap_error(

@@ -46,7 +46,7 @@ STEPS = {
     "rendered": 2000,
     "generated": 3500,
     "captions": 1800,
-    "feedback": 8000,
+    "feedback": 5000,
 }
 GROUPS = {"rendered": 3000, "generated": 1000, "held out": 40}
 

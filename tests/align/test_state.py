@@ -112,6 +112,16 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_it_used(tmp_path
     torch.testing.assert_close(state.optimizer.state_dict(), restored.optimizer.state_dict(), rtol=0, atol=0)
 
 
+def test_a_checkpoint_of_a_module_of_other_sizes_is_refused_and_kept(tmp_path: Path) -> None:
+    _, state = trained_state(0)
+    path = state.save(tmp_path, 3)
+    module = nn.Linear(4, 2)
+    other = TrainState(dict(module.named_parameters()), torch.optim.AdamW(module.parameters()), state.average)
+    with pytest.raises(ValueError, match=r"checkpoint-3 is of another module: weight has shape \(2, 3\) where"):
+        other.load_latest(tmp_path)
+    assert path.exists()
+
+
 def test_where_all_are_damaged_nothing_is_changed(tmp_path: Path) -> None:
     _, state = trained_state(0)
     for step in (3, 5):
