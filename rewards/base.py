@@ -126,6 +126,11 @@ class Embedder(ABC):
         """One vector of unit length an image."""
 
 
+def join_maps(maps: Sequence[Float[Tensor, "_ _"]]) -> Heatmaps:
+    """The maps of a batch as a `Critique` has them: one tensor if all have one size, otherwise a list."""
+    return torch.stack([*maps]) if len({one.shape for one in maps}) == 1 else [*maps]
+
+
 def check_images(images: Images) -> None:
     """Refuse what is not a picture: a ValueError says what came instead of RGB floats in [0, 1]."""
     if len(images) == 0:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from rewards.base import Critic, Critique, Heatmaps, Images, PixelReward, check_pairs
+from rewards.base import Critic, Critique, Heatmaps, Images, PixelReward, check_pairs, join_maps
 from rewards.image import normalise, resize
 from rewards.rahf.config import RahfConfig
 from rewards.rahf.network import END, HEATMAPS, PAD, SCORES, TIED, Fused, RahfNetwork
@@ -77,7 +77,7 @@ class Rahf(Critic, PixelReward):
         words = [split_words(prompt) for prompt in prompts]
         return Critique(
             scores=self._scores(seen, prompts, bare),
-            heatmaps={name: _fit(maps, images) for name, maps in self._heatmaps(seen, prompts, bare).items()},
+            heatmaps={name: fit_maps(maps, images) for name, maps in self._heatmaps(seen, prompts, bare).items()},
             words=words,
             misaligned=[read_marks(*pair) for pair in zip(words, self._written(bare), strict=True)],
         )
@@ -134,10 +134,11 @@ def _promoted(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _fit(maps: Float[Tensor, "batch size size"], images: Images) -> Heatmaps:
-    """Each map at the size of its image; one tensor where all sizes are the same."""
-    fitted = [
-        interpolate(one[None, None], size=image.shape[-2:], mode="bilinear", antialias=True)[0, 0].clamp(0, 1)
-        for one, image in zip(maps, images, strict=True)
-    ]
-    return torch.stack(fitted) if len({one.shape for one in fitted}) == 1 else fitted
+def fit_maps(maps: Float[Tensor, "batch size size"], images: Images) -> Heatmaps:
+    """Each map at the size of its image (bilinear, antialiased); one tensor where all sizes are the same."""
+    return join_maps(
+        [
+            interpolate(one[None, None], size=image.shape[-2:], mode="bilinear", antialias=True)[0, 0].clamp(0, 1)
+            for one, image in zip(maps, images, strict=True)
+        ]
+    )

@@ -4,7 +4,7 @@ A batch holds what people said of some images. The network of the paper's "augme
 of the prompt what to predict: each image teaches it, beside the words, one score and one map a step, drawn anew.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -63,6 +63,11 @@ class LossWeights:
     lift: float = 0.0
 
 
+def weighted_sum(parts: Mapping[str, Float[Tensor, ""]], weights: LossWeights) -> Float[Tensor, ""]:
+    """The loss of parts by their names in `LossWeights`."""
+    return sum((getattr(weights, name) * value for name, value in parts.items()), torch.zeros(()))
+
+
 class RahfLoss:
     """The loss of a `RahfNetwork` on a `RahfBatch`, as `align.train` takes it."""
 
@@ -73,8 +78,7 @@ class RahfLoss:
     def __call__(self, module: nn.Module, batch: RahfBatch, generator: torch.Generator) -> Float[Tensor, ""]:
         """The weighted sum of the three parts."""
         assert isinstance(module, RahfNetwork)
-        weights, parts = self._weights, self.parts(module, batch, generator)
-        return sum((getattr(weights, name) * value for name, value in parts.items()), torch.zeros(()))
+        return weighted_sum(self.parts(module, batch, generator), self._weights)
 
     def parts(self, network: RahfNetwork, batch: RahfBatch, generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
         """The parts by their names in `LossWeights`."""
@@ -110,7 +114,7 @@ class RahfLoss:
             network.score(features["SCORE"], SCORES[0]),
             batch.scores[rows, asked["SCORE"]],
             network.heatmap(features["HEATMAP"], HEATMAPS[0]),
-            _fit(batch.heatmaps, size)[rows, asked["HEATMAP"]],
+            fit_targets(batch.heatmaps, size)[rows, asked["HEATMAP"]],
         )
 
 
@@ -130,14 +134,14 @@ def _together(
     del seen, generator
     scores = torch.stack([network.score(bare.features, name) for name in SCORES], dim=1)
     maps = torch.stack([network.heatmap(bare.features, name) for name in HEATMAPS], dim=1)
-    return scores, batch.scores, maps, _fit(batch.heatmaps, batch.pixels.shape[-1])
+    return scores, batch.scores, maps, fit_targets(batch.heatmaps, batch.pixels.shape[-1])
 
 
 def _asking(kind: str, numbers: Sequence[int], prompts: Sequence[str]) -> list[str]:
     return [task_prompt(kind, TASKS[kind][number], prompt) for number, prompt in zip(numbers, prompts, strict=True)]
 
 
-def _fit(maps: Float[Tensor, "batch map h w"], size: int) -> Float[Tensor, "batch map size size"]:
+def fit_targets(maps: Float[Tensor, "batch map h w"], size: int) -> Float[Tensor, "batch map size size"]:
     """The targets at the size that the network draws (bilinear, antialiased)."""
     if maps.shape[-2:] == (size, size):
         return maps
