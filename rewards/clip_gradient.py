@@ -46,24 +46,21 @@ class ClipGradient(Critic, ClipReward):
         return self.network.cosines(pixels, prompts)[:, None]
 
     def critique(self, images: Images, prompts: Sequence[str]) -> Critique:
-        """Scores and maps in one pass forwards and one back, whether or not the caller has gradients switched on."""
-        kept = torch.is_grad_enabled() and any(image.requires_grad for image in images)
-        with torch.inference_mode(False), torch.enable_grad():
-            seen = [_differentiable(image) for image in images]
-            scores = self(seen, prompts)
-            gradients = torch.autograd.grad(scores.sum(), seen, retain_graph=kept)
+        """Scores as calling gives them, and maps by a second pass, whether or not gradients are switched on."""
+        scores = self(images, prompts)
         words = [split_words(prompt) for prompt in prompts]
         return Critique(
-            scores=scores if kept else scores.detach(),
-            heatmaps=dict.fromkeys(HEATMAPS, join_maps([_strength(gradient) for gradient in gradients])),
+            scores=scores,
+            heatmaps=dict.fromkeys(HEATMAPS, join_maps([*map(_strength, self._gradients(images, prompts))])),
             words=words,
             misaligned=[[False] * len(row) for row in words],
         )
 
-
-def _differentiable(image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
-    """The image where the caller differentiates through it, otherwise a copy, both in float32 or wider."""
-    return promote(image if image.requires_grad else image.detach().clone().requires_grad_())
+    def _gradients(self, images: Images, prompts: Sequence[str]) -> tuple[Float[Tensor, "3 _ _"], ...]:
+        """Of the score of each image with respect to it, in float32 or wider."""
+        with torch.inference_mode(False), torch.enable_grad():
+            leaves = [promote(image.detach().clone()).requires_grad_() for image in images]
+            return torch.autograd.grad(self(leaves, prompts).sum(), leaves)
 
 
 def _strength(gradient: Float[Tensor, "3 h w"]) -> Float[Tensor, "h w"]:

@@ -17,15 +17,18 @@ from rewards.aesthetic import Aesthetic
 from rewards.base import Images, Reward
 from rewards.cards import load_cards
 from rewards.clip import ClipScore
+from rewards.clip_gradient import ClipGradient
 from rewards.combine import Dimension, Normalised, Weighted
 from rewards.hps import HPS
 from rewards.hps_v2 import HPSv2
 from rewards.image import _rounding_error as rounding_error  # pyright: ignore[reportPrivateUsage]
 from rewards.mps import MPS
 from rewards.pickscore import PickScore
+from rewards.resnet import ResnetCritic
 from sandbox.gold import Gold
 from tests.rewards.clip_rewards import save_tiny_rewards
 from tests.rewards.tiny_clip import save_tiny_clip
+from tests.rewards.tiny_resnet import save_tiny_resnet
 
 CPU = torch.device("cpu")
 RED_STAR = "a large red star on a white background"
@@ -101,6 +104,8 @@ CASES = {
     "PickScore": Case(lambda folder, dtype: PickScore(folder / "full-vocabulary", CPU, dtype)),
     "Aesthetic": Case(lambda folder, dtype: Aesthetic(folder / "aesthetic", CPU, dtype)),
     "MPS": Case(lambda folder, dtype: MPS(folder / "mps", CPU, dtype)),
+    "ClipGradient": Case(lambda folder, dtype: ClipGradient(folder / "clip", CPU, dtype)),
+    "ResnetCritic": Case(lambda folder, dtype: ResnetCritic(folder / "resnet", CPU, dtype)),
     "Dimension": Case(lambda folder, dtype: Dimension(Both(folder, dtype), "warmth")),
     "Normalised": Case(lambda folder, dtype: Normalised(Both(folder, dtype), mean=[0.2, 0.1], sd=[0.5, 0.3])),
     "Weighted": Case(_weighted),
@@ -221,11 +226,12 @@ CHECKS = (
 
 @pytest.fixture(scope="session")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny networks with different weights and preprocessing: `clip`, `hps`, and those of `save_tiny_rewards`."""
+    """Tiny networks with different weights and preprocessing: `clip`, `hps`, `resnet`, those of `save_tiny_rewards`."""
     folder = tmp_path_factory.mktemp("networks")
     save_tiny_clip(folder / "clip", seed=0)
     save_tiny_clip(folder / "hps", seed=1, resize_mode="longest")
     save_tiny_rewards(folder)
+    save_tiny_resnet(folder / "resnet")
     return folder
 
 

@@ -1,0 +1,26 @@
+"""A tiny ResNet critic in its folder format: 32 x 32 pixels, random weights, real files."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rewards.resnet import ResnetConfig, ResnetNetwork
+from rewards.weights import CONFIG, WEIGHTS, write_network
+from tests.rewards import golden
+
+TINY: dict[str, Any] = {
+    "image_size": 32,
+    "stem_width": 4,
+    "widths": (8, 16),
+    "depths": (1, 2),
+    "groups": 2,
+    "heatmap_widths": (8, 8, 8, 6, 4),
+}
+
+
+def save_tiny_resnet(folder: Path) -> ResnetNetwork:
+    """Write a network to `folder`, and return it."""
+    network = ResnetNetwork(ResnetConfig(**TINY))
+    golden.randomise(network)
+    write_network(folder, {WEIGHTS: network.state_dict()}, {CONFIG: asdict(network.config)})
+    return network
