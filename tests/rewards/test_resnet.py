@@ -58,7 +58,7 @@ def test_there_is_nothing_to_restore_but_parameters() -> None:
 def test_without_its_norms_the_backbone_is_that_of_transformers() -> None:
     """The layers are all in place: with no norms at all both give the same features."""
     ours = ResnetNetwork(ResnetConfig(**TINY)).backbone
-    theirs = ResNetModel(ResNetConfig(embedding_size=4, hidden_sizes=(8, 16), depths=(1, 2)))
+    theirs = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=(16, 32), depths=(1, 2)))
     for network in (ours, theirs):
         for parent in list(network.modules()):
             if hasattr(parent, "normalization"):
@@ -70,7 +70,7 @@ def test_without_its_norms_the_backbone_is_that_of_transformers() -> None:
 
 def test_scores_are_the_sigmoid_of_a_dense_layer_on_the_averaged_features(tiny: Path) -> None:
     network = ResnetCritic(tiny, CPU, torch.float64).network
-    features = torch.randn(2, 16, 4, 4, dtype=torch.float64)
+    features = torch.randn(2, 32, 4, 4, dtype=torch.float64)
     averaged = torch.stack([torch.stack([channel.mean() for channel in one]) for one in features])
     _close(network.score(features), 1 / (1 + (-(averaged @ network.dense.weight.T + network.dense.bias)).exp()))
 
@@ -157,7 +157,7 @@ def test_a_folder_of_another_network_is_refused(tiny: Path, tmp_path: Path) -> N
         ResnetCritic(tmp_path / "nothing", CPU)
 
 
-@pytest.mark.parametrize("wrong", [{"image_size": 36}, {"heatmap_widths": (8, 8, 8, 6)}])
+@pytest.mark.parametrize("wrong", [{"image_size": 36}, {"heatmap_widths": (16, 16, 16, 12)}])
 def test_maps_of_another_size_than_the_image_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="Give a multiple of 8 and 3 doublings behind the first two widths"):
         ResnetConfig(**TINY | wrong)

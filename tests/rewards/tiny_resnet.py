@@ -10,11 +10,11 @@ from tests.rewards import golden
 
 TINY: dict[str, Any] = {
     "image_size": 32,
-    "stem_width": 4,
-    "widths": (8, 16),
+    "stem_width": 8,
+    "widths": (16, 32),
     "depths": (1, 2),
     "groups": 2,
-    "heatmap_widths": (8, 8, 8, 6, 4),
+    "heatmap_widths": (16, 16, 16, 12, 8),
 }
 
 
