@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rewards.resnet import ResnetConfig, ResnetCritic, ResnetNetwork
-from rewards.training.resnet import ResnetLoss
 from tokenizers import Tokenizer
 from torch import nn
 
@@ -19,7 +17,9 @@ from rewards.rahf.critic import Rahf
 from rewards.rahf.network import TIED, RahfNetwork
 from rewards.rahf.start import check_sizes, of_critic, of_towers
 from rewards.rahf.tokens import Tokenize, padded
+from rewards.resnet import ResnetConfig, ResnetCritic, ResnetNetwork
 from rewards.training.rahf import LossWeights, RahfBatch, RahfLoss, caption_loss
+from rewards.training.resnet import ResnetLoss
 from rewards.weights import CONFIG, TOKENIZER, WEIGHTS, write_network
 
 

@@ -3,10 +3,9 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 
 from rewards.resnet import ResnetNetwork
-from rewards.training.rahf import LossWeights, RahfBatch, fit_targets, heatmap_error, kld, weighted_sum
+from rewards.training.rahf import LossWeights, RahfBatch, fit_targets, heatmap_error, kld, score_error, weighted_sum
 
 
 class ResnetLoss:
@@ -32,6 +31,6 @@ class ResnetLoss:
         maps, targets = network.draw(features), fit_targets(batch.heatmaps, batch.pixels.shape[-1])
         parts = {
             "heatmap": heatmap_error(maps, targets, self._weights.lift),
-            "score": mse_loss(network.score(features), batch.scores),
+            "score": score_error(network.score(features), batch.scores),
         }
         return parts | ({"kld": kld(maps, targets)} if self._weights.kld else {})
