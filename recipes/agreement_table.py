@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from align.evaluate import Estimate, interval_of
-from rewards.agreement import Agreement, Column, people
+from rewards.agreement import Agreement, Column, mean_of_defined, people
 from rewards.datasets.rich_feedback import RichFeedback
 from rewards.metrics import plcc, srcc, word_scores
 from rewards.rahf.network import SCORES
@@ -70,7 +70,7 @@ def _of_reward(name: str, agreement: Agreement, rows: Sequence[RichFeedback], in
         for metric in (plcc, srcc)
     ]
     maps = [
-        Agreed(name, target, metric, int(np.isfinite(column).sum()), interval(_nan_mean, column))
+        Agreed(name, target, metric, int(np.isfinite(column).sum()), interval(mean_of_defined, column))
         for target, columns in agreement.maps.items()
         for metric, column in columns.items()
     ]
@@ -94,12 +94,6 @@ def _of_words(name: str, counts: Int[np.ndarray, "n 3"], interval: Interval) -> 
 
 def _corpus(index: int, counts: Int[np.ndarray, "n 3"]) -> float:
     return float(word_scores(counts.sum(0))[index])
-
-
-def _nan_mean(values: Column) -> float:
-    """Of those that are defined; NaN, without a warning, where none is."""
-    defined = values[np.isfinite(values)]
-    return float(defined.mean()) if len(defined) else float("nan")
 
 
 def _above(agreements: Mapping[str, Agreement], rows: Sequence[RichFeedback], interval: Interval) -> list[Agreed]:

@@ -183,7 +183,7 @@ def _stage(
 ) -> None:
     """One training, with batches made ahead."""
     given: dict[str, Any] = {name: value for name, value in config.train.model_dump().items() if name in LOOP}
-    settings = TrainSettings(**given | {"max_train_steps": steps}, seed=config.seed)
+    settings = TrainSettings(**(given | {"max_train_steps": steps, "seed": config.seed}))
     device = accelerator.device
     with Ahead(batches, config.train.dataloader_num_workers, accelerator.num_processes) as ahead:
         train(learner.network, lambda n: ahead(n).to(device), loss, settings, folder, log, accelerator, look)

@@ -71,8 +71,8 @@ def selection(agreement: Agreement, rows: Sequence[RichFeedback]) -> dict[str, f
     """
     parts = {"PLCC": float(np.mean([_plcc(agreement, rows, name) for name in SCORES]))}
     if agreement.maps:
-        columns = [metrics["cc"] for metrics in agreement.maps.values()]
-        parts["CC"] = float(np.mean([np.nanmean(column) if np.isfinite(column).any() else 0.0 for column in columns]))
+        means = [mean_of_defined(metrics["cc"]) for metrics in agreement.maps.values()]
+        parts["CC"] = float(np.nan_to_num(np.mean(means)))
     if agreement.words is not None:
         parts["F1"] = float(np.nan_to_num(word_scores(agreement.words.sum(0))[2]))
     return parts | {"selection": sum(parts.values()) / len(parts)}
@@ -84,6 +84,12 @@ def fit_map(heat: Float[Tensor, "h w"], size: Sequence[int]) -> Float[Tensor, "n
         return heat.float()
     resized = interpolate(heat.float()[None, None], size=(*size,), mode="bilinear", antialias=True)
     return resized[0, 0].clamp(0, 1)
+
+
+def mean_of_defined(values: Column) -> float:
+    """Of those that are not NaN; NaN where all are."""
+    defined = values[np.isfinite(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
 
 
 def people(rows: Sequence[RichFeedback], name: str) -> Column:

@@ -34,10 +34,7 @@ class ClipGradient(Critic, ClipReward):
 
     dimensions = ("overall",)
     heatmaps = HEATMAPS
-<<<<<<< HEAD
     judges_words = False
-=======
->>>>>>> baselines
     differentiable = True
 
     def __init__(self, weights: Path | str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:

@@ -117,10 +117,7 @@ class ResnetCritic(Critic, PixelReward):
 
     dimensions = SCORES
     heatmaps = HEATMAPS
-<<<<<<< HEAD
     judges_words = False
-=======
->>>>>>> baselines
     differentiable = True
 
     def __init__(self, weights: Path | str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:

@@ -72,19 +72,11 @@ def test_a_tiny_network_learns_eight_images_by_heart() -> None:
     for index in range(8):
         top = 4 * (index // 2)
         maps[index, index % 2, top : top + 12, 8:24] = 1.0
-<<<<<<< HEAD
-    batch, network, loss = _batch(8, maps), _network(), ResnetLoss(LossWeights(heatmap=1.0))
-    colours = torch.cat([maps, maps[:, :1]], dim=1)  # what is wrong can be seen
-    batch = replace(batch, pixels=0.3 * batch.pixels + colours)
-    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-    for _ in range(170):
-=======
     batch, network, loss = _batch(8, maps), _network(), ResnetLoss(LossWeights(heatmap=1.0, kld=0.05))
     colours = torch.cat([maps, maps[:, :1]], dim=1)  # what is wrong can be seen
     batch = replace(batch, pixels=0.3 * batch.pixels + colours)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     for _ in range(200):
->>>>>>> baselines
         optimizer.zero_grad()
         loss(network, batch, NONE).backward()
         optimizer.step()
