@@ -1,6 +1,6 @@
 """Measure how far rewards agree with people (arXiv 2312.10240, section 4): scores, heatmaps, misaligned words.
 
-    align evaluate-reward sandbox-rahf resnet50 clip-gradient --data sandbox-test
+    align evaluate-reward runs/rahf/reward resnet50 clip-gradient --data sandbox-test
 
 judge every image of the split by every reward -> PLCC and SRCC, saliency metrics, precision, recall and F1, each with
 an interval over prompts -> tables, `result.json`, `table.md`, and a page with the best and the worst examples.

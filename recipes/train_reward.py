@@ -1,6 +1,6 @@
 """Train a critic on rich human feedback: RAHF (arXiv 2312.10240), or the ResNet-50 that the paper compares it with.
 
-    align train-reward rahf --config rahf_sandbox
+    align train-reward rahf --config rahf
     accelerate launch recipes/train_reward.py rahf --config recipes/configs/train_reward/rahf.yaml
 
 captions (if asked for) -> scores, heatmaps and misaligned words -> the weights that agree best with people on the dev

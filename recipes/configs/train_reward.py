@@ -12,7 +12,7 @@ class NetworkSettings(Settings):
     """Where a RAHF starts: at a trained one, or at a ViT and a T5. A resnet50 starts from scratch, of `image_size`."""
 
     rahf: str | None = None
-    """A RAHF to start from: `sandbox-rahf`, `rahf-port`, or a folder that `align convert` or a training wrote."""
+    """A RAHF to start from: `rahf-port`, or a folder that `align convert` or a training wrote."""
     weights: Literal["all", "towers", "none"] = "all"
     """What is kept of it: all; ViT and T5 (new heads); or none: its sizes and its tokenizer only."""
     vit: str | None = None
