@@ -94,7 +94,7 @@ class TextToImage(ABC):
     def inpaint(
         self,
         images: Float[Tensor, "batch 3 h w"],
-        masks: Float[Tensor, "batch mask_h mask_w"],
+        masks: Float[Tensor, "batch h w"],
         prompts: Sequence[str],
         seeds: Sequence[int],
         strength: float,

@@ -128,7 +128,7 @@ class StableDiffusion(TextToImage):
     def inpaint(
         self,
         images: Float[Tensor, "batch 3 h w"],
-        masks: Float[Tensor, "batch mask_h mask_w"],
+        masks: Float[Tensor, "batch h w"],
         prompts: Sequence[str],
         seeds: Sequence[int],
         strength: float,
@@ -252,7 +252,7 @@ class StableDiffusion(TextToImage):
         return batch.split(max(1, PIXELS_AT_ONCE // pixels_per_image))
 
 
-def _load_pipeline(folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
+def _load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
     modules = {
         "vae": _load_component(AutoencoderKL, folder / "vae", torch_dtype=dtype),
         "unet": _load_component(UNet2DConditionModel, folder / "unet", torch_dtype=dtype),
@@ -289,7 +289,7 @@ def _load_component(cls: Any, folder: Path, **precision: torch.dtype) -> Any:
     return module
 
 
-def _check_supported(folder: Path, pipeline: StableDiffusionPipeline) -> None:
+def _check_supported(folder: Path, pipeline: Any) -> None:
     """Refuse what loads without a complaint and would be sampled wrongly: a relative of SD, or one without a file."""
     unet, vae, text = pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config
     prediction_type = pipeline.scheduler.config.get("prediction_type", "epsilon")
