@@ -46,7 +46,7 @@ class TestCropBox:
             assert (found.left, found.right) == self.best(left, right, side, width)
 
     def best(self, start: int, end: int, side: int, size: int) -> tuple[int, int]:
-        """The place inside of the image (or with equal ends beyond it) that is nearest to the centre of start and end."""
+        """The place in the image (or with equal ends beyond it) that is nearest to the centre of start and end."""
         if side > size:
             return (size - side) // 2, (size - side) // 2 + side
         place = min(range(size - side + 1), key=lambda place: abs(2 * place + side - (start + end) + 0.5))
@@ -73,7 +73,7 @@ class TestScaled:
         rows, columns = torch.meshgrid(torch.linspace(0, 3, 12), torch.linspace(0, 2, 12), indexing="ij")
         image = (torch.stack([rows.sin(), columns.cos(), rows * columns / 6]) / 2 + 0.5).clamp(0, 1)
         torch.testing.assert_close(scaled(scaled(image, 40), 12), image, rtol=0, atol=0.02)
-        assert 0 <= scaled(noise(3, 12, 12), 40).min() and scaled(noise(3, 12, 12), 40).max() <= 1
+        assert bool(scaled(noise(3, 12, 12), 40).clamp(0, 1).eq(scaled(noise(3, 12, 12), 40)).all())
 
     def test_a_thin_mask_survives_shrinking(self) -> None:
         mask = torch.zeros(64, 64)
@@ -161,7 +161,7 @@ class TestRepaint:
     def test_a_candidate_depends_neither_on_its_batch_nor_on_the_size_of_it(self, tiny_model: TextToImage) -> None:
         images = photo(20, 30), photo(40, 25, seed=1)
         jobs = [
-            Job(image, region(*image.shape[1:], Box(3, 4, 12, 15)), prompt, seed)
+            Job(image, region(image.shape[1], image.shape[2], Box(3, 4, 12, 15)), prompt, seed)
             for image in images
             for prompt in ("a red circle", "two blue stars")
             for seed in (1, 2)
@@ -170,11 +170,9 @@ class TestRepaint:
         alone = [repaint(tiny_model, [job], 0.8, SAMPLING, 0.1, batch_size=1)[0] for job in jobs]
         for one, other in zip(together, alone, strict=True):
             assert (one.int() - other.int()).abs().max() <= 1
-        different = [
-            (first.shape, (first.int() - second.int()).abs().max().item() > 5 if first.shape == second.shape else True)
-            for first, second in itertools.combinations(together, 2)
-        ]
-        assert all(differs for _, differs in different)
+        of_one_image = together[:4], together[4:]
+        for first, second in (pair for four in of_one_image for pair in itertools.combinations(four, 2)):
+            assert (first.int() - second.int()).abs().max() > 5
 
     def test_the_model_sees_the_region_at_its_own_resolution(self, fresh_model: TextToImage) -> None:
         sizes: list[tuple[int, ...]] = []
@@ -204,16 +202,20 @@ class TestRepaint:
             repaint(fresh_model, [job], 1.0, SAMPLING, 0.1, 1)
 
 
-class TestSandbox:
-    @pytest.fixture(scope="class")
-    def model(self) -> TextToImage:
-        return load_model(SANDBOX_MODEL, torch.device("cpu"))
+@pytest.fixture(scope="module")
+def sandbox_model() -> TextToImage:
+    return load_model(SANDBOX_MODEL, torch.device("cpu"))
 
+
+# diffusers' schedulers give torch tensors to numpy in a way that numpy 2 has deprecated.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+class TestSandbox:
     @pytest.mark.parametrize(
         "text", ["a small blue square left of a large yellow star on a grey background",
                  "three small green circles on a black background"],
     )  # fmt: skip
-    def test_a_bar_across_an_object_is_repaired(self, model: TextToImage, text: str) -> None:
+    def test_a_bar_across_an_object_is_repaired(self, sandbox_model: TextToImage, text: str) -> None:
         scene = world.lay_out(world.parse(text), np.random.default_rng(0))
         thing = scene.things[0]
         x, y, radius = int(thing.x), int(thing.y), int(thing.radius)
@@ -222,7 +224,7 @@ class TestSandbox:
         image = torch.from_numpy((picture * 255).round().astype(np.uint8)).permute(2, 0, 1)
         bar = region(64, 64, Box(y - 3, x - radius - 1, y + 6, x + radius + 1), feather=0.05)
         jobs = [Job(image, bar, text, seed) for seed in range(4)]
-        candidates = repaint(model, jobs, 0.6, Sampling(15, 5.0), padding=1.0, batch_size=4)
+        candidates = repaint(sandbox_model, jobs, 0.6, Sampling(15, 5.0), padding=1.0, batch_size=4)
         assert self.plausibility(image, text) < 0.1
         assert max(self.plausibility(candidate, text) for candidate in candidates) > 0.8
 
