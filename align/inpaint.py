@@ -117,9 +117,8 @@ def paste(
     rows, columns = slice(inside.top, inside.bottom), slice(inside.left, inside.right)
     new = painted[:, inside.top - box.top :, inside.left - box.left :][:, : inside.height, : inside.width]
     old, share = image[:, rows, columns], soft[rows, columns]
-    blended = (share * new.clamp(0, 1) * 255 + (1 - share) * old).round().to(torch.uint8)
     result = image.clone()
-    result[:, rows, columns] = torch.where(share > 0, blended, old)
+    result[:, rows, columns] = (share * new.clamp(0, 1) * 255 + (1 - share) * old).round().to(torch.uint8)
     return result
 
 

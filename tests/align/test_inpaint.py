@@ -182,6 +182,15 @@ class TestRepaint:
         repaint(fresh_model, jobs, 0.5, Sampling(2, 1.0), 0.02, batch_size=2)
         assert sizes == [(2, 4, 8, 8), (1, 4, 8, 8)]
 
+    def test_what_is_pasted_is_what_the_model_paints_matched_in_colour(self, tiny_model: TextToImage) -> None:
+        image, one = photo(16, 16), region(16, 16, Box(4, 5, 11, 12), feather=0.2)
+        (candidate,) = repaint(tiny_model, [Job(image, one, "a star", 7)], 0.9, SAMPLING, 1.0, batch_size=1)
+        original, mask = image[None].float() / 255, one.soft[None]
+        painted = tiny_model.inpaint(original, mask, ["a star"], [7], 0.9, SAMPLING)
+        matched = match_colours(painted, original, mask)
+        assert (matched - painted).abs().max() > 0.05
+        assert torch.equal(candidate, paste(image, matched[0], one.soft, Box(0, 0, 16, 16)))
+
     def test_no_jobs_give_no_candidates(self, tiny_model: TextToImage) -> None:
         assert repaint(tiny_model, [], 1.0, SAMPLING, 0.1, batch_size=2) == []
 
