@@ -91,6 +91,36 @@ class TextToImage(ABC):
         """
 
     @abstractmethod
+    def inpaint(
+        self,
+        images: Float[Tensor, "batch 3 h w"],
+        masks: Float[Tensor, "batch h w"],
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        strength: float,
+        sampling: Sampling,
+    ) -> Float[Tensor, "batch 3 h w"]:
+        """Repaint what is inside the masks, without gradients. An image depends on its seed as in `sample`.
+
+        Outside of the mask the latents stay those of `encode_images`, but an autoencoder is never exact: where the rest
+        of the image must not change, paste the repainted area into it, as align.inpaint does.
+
+        Arguments:
+            images: Of the model's resolution, on any device.
+            masks: In [0, 1], of the images' size. 1 is repainted in all the steps that are run, 0 in none, and a value
+                between in that share of them, the last (arXiv 2306.00950), as with so much less strength.
+            prompts: One for each image, for what is to be seen.
+            seeds: One for each image.
+            strength: In (0, 1]: the share of the steps that are run, int(num_inference_steps * strength) of them. 1
+                forgets what was inside the mask; 0.4 to 0.6 refines it.
+            sampling: How to draw.
+
+        Raises:
+            ValueError: Numbers that differ, sizes that are not the model's, mask values or a strength out of bounds, or
+                a scheduler that is not a supported one.
+        """
+
+    @abstractmethod
     def encode_images(self, images: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch channels latent_h latent_w"]:
         """The most likely latents of images, scaled; deterministic, differentiable.
 

@@ -4,7 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -21,12 +27,14 @@ def tiny_tokenizer() -> CLIPTokenizer:
     )
 
 
-def tiny_pipeline(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
-    """A pipeline whose pictures depend visibly on seed, prompt and guidance."""
+def tiny_pipeline(
+    prediction_type: str = "epsilon", seed: int = 0, in_channels: int = 4
+) -> StableDiffusionPipeline | StableDiffusionInpaintPipeline:
+    """A pipeline whose pictures depend visibly on seed, prompt and guidance; with 9 channels, one for inpainting."""
     tokenizer = tiny_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        text_encoder, unet, vae = _text_encoder(tokenizer), _unet(), _vae()
+        text_encoder, unet, vae = _text_encoder(tokenizer), _unet(in_channels), _vae()
     _strengthen(unet, text_encoder)
     scheduler = DDIMScheduler(
         beta_start=0.00085,
@@ -37,7 +45,8 @@ def tiny_pipeline(prediction_type: str = "epsilon", seed: int = 0) -> StableDiff
         steps_offset=1,
         prediction_type=prediction_type,  # pyright: ignore[reportArgumentType]
     )
-    return StableDiffusionPipeline(
+    pipeline = StableDiffusionPipeline if in_channels == 4 else StableDiffusionInpaintPipeline
+    return pipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -49,9 +58,9 @@ def tiny_pipeline(prediction_type: str = "epsilon", seed: int = 0) -> StableDiff
     )
 
 
-def save_tiny_model(folder: Path, prediction_type: str = "epsilon", seed: int = 0) -> Path:
+def save_tiny_model(folder: Path, prediction_type: str = "epsilon", seed: int = 0, in_channels: int = 4) -> Path:
     """Write the pipeline to `folder` in diffusers' layout, and return `folder`."""
-    tiny_pipeline(prediction_type, seed).save_pretrained(folder)
+    tiny_pipeline(prediction_type, seed, in_channels).save_pretrained(folder)
     return folder
 
 
@@ -70,10 +79,10 @@ def _text_encoder(tokenizer: Any) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def _unet() -> UNet2DConditionModel:
+def _unet(in_channels: int) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=8,
-        in_channels=4,
+        in_channels=in_channels,
         out_channels=4,
         layers_per_block=1,
         block_out_channels=(8, 16),

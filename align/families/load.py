@@ -15,7 +15,10 @@ from align.lora import load_lora
 from align.model import TextToImage
 from align.state import read_json
 
-FAMILIES: Mapping[str, type[StableDiffusion]] = {"StableDiffusionPipeline": StableDiffusion}
+FAMILIES: Mapping[str, type[StableDiffusion]] = {
+    "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusionInpaintPipeline": StableDiffusion,
+}
 """From the `_class_name` of a model_index.json to the family that serves it."""
 
 _ENDINGS = ("json", "txt", "safetensors")

@@ -2,14 +2,19 @@
 
 import difflib
 import hashlib
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.training_utils import compute_snr
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float, Int
@@ -17,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from align.families.latent_inpainting import check_inpainting, latent_mask, repaint_latents, step_arguments
 from align.lora import lora_digest
 from align.model import Sampling, TextToImage
 
@@ -44,6 +50,9 @@ PIXELS_AT_ONCE = 2**21
 @final
 class StableDiffusion(TextToImage):
     """A StableDiffusionPipeline folder, frozen. Its safety checker is not loaded: blackened images must not be scored.
+
+    A StableDiffusionInpaintPipeline folder is served, too. If its UNet is a dedicated one, which is shown the mask and
+    the rest of the image in 5 more channels, the model can `inpaint`, but neither `sample` nor `predict`.
 
     Arguments:
         folder: A pipeline folder in diffusers' layout.
@@ -101,19 +110,45 @@ class StableDiffusion(TextToImage):
             raise ValueError(
                 f"{len(prompts)} prompts came with {len(seeds)} seeds; give at least one prompt, and one seed for each."
             )
+        self._check_not_dedicated()
         scheduler = self._new_scheduler(sampling)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        noise_source = {"generator": generators} if takes_generator else {}
         embeddings = self._unique_embeddings(prompts)
         negative = self.encode_prompts([sampling.negative_prompt]) if sampling.guidance_scale > 1 else None
         x_t = self._noise(generators) * scheduler.init_noise_sigma
-        for t in scheduler.timesteps:
+        for step, t in enumerate(scheduler.timesteps, 1):
             prediction = self._guided(
                 scheduler.scale_model_input(x_t, t), t, embeddings, negative, sampling.guidance_scale
             )
-            x_t = scheduler.step(prediction, t, x_t, **noise_source, return_dict=False)[0]
+            arguments = step_arguments(scheduler, generators, step)
+            x_t = scheduler.step(prediction, t, x_t, **arguments, return_dict=False)[0]
         return self.decode_latents(x_t.float())
+
+    @torch.no_grad()
+    def inpaint(
+        self,
+        images: Float[Tensor, "batch 3 h w"],
+        masks: Float[Tensor, "batch h w"],
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        strength: float,
+        sampling: Sampling,
+    ) -> Float[Tensor, "batch 3 h w"]:
+        check_inpainting(images, masks, prompts, seeds, strength, sampling, self.resolution)
+        scheduler = self._new_scheduler(sampling)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        embeddings = self._unique_embeddings(prompts)
+        negative = self.encode_prompts([sampling.negative_prompt]) if sampling.guidance_scale > 1 else None
+        original = self.encode_images(images).to(self._dtype)
+        mask = latent_mask(masks.to(self.device, self._dtype), *original.shape[2:])
+        shown = self._shown(images, masks, mask)
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            return self._guided(torch.cat([x_t, shown], dim=1), t, embeddings, negative, sampling.guidance_scale)
+
+        noise = self._noise(generators)
+        latents = repaint_latents(denoise, scheduler, original, mask, generators, noise, strength)
+        return self.decode_latents(latents.float())
 
     def encode_images(self, images: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch channels latent_h latent_w"]:
         batches = self._split(images.to(self.device, self._dtype), images[0, 0].numel())
@@ -144,6 +179,7 @@ class StableDiffusion(TextToImage):
         timesteps: Int[Tensor, " batch"],
         embeddings: Float[Tensor, "batch tokens dim"],
     ) -> Float[Tensor, "batch channels latent_h latent_w"]:
+        self._check_not_dedicated()
         return self._unet(noisy.to(self._dtype), timesteps, embeddings.to(self._dtype), return_dict=False)[0].float()
 
     def target(
@@ -173,7 +209,7 @@ class StableDiffusion(TextToImage):
     def _noise(self, generators: list[torch.Generator]) -> Tensor:
         """Standard normal latents in the weights' precision, drawn as diffusers draws them for a list of generators."""
         side = self._unet.config.sample_size
-        shape = (len(generators), self._unet.config.in_channels, side, side)
+        shape = (len(generators), self._vae.config.latent_channels, side, side)
         return randn_tensor(shape, generator=generators, device=self.device, dtype=self._dtype)
 
     def _unique_embeddings(self, prompts: Sequence[str]) -> Tensor:
@@ -191,19 +227,42 @@ class StableDiffusion(TextToImage):
         e_negative, e_prompt = self._unet(torch.cat([x_t, x_t]), t, both, return_dict=False)[0].chunk(2)
         return e_negative + guidance_scale * (e_prompt - e_negative)
 
+    @property
+    def _is_dedicated(self) -> bool:
+        return self._unet.config.in_channels != self._vae.config.latent_channels
+
+    def _check_not_dedicated(self) -> None:
+        if self._is_dedicated:
+            raise ValueError(
+                "This model only inpaints: its UNet wants a mask and an image. Use the plain model of its family to "
+                "draw images or to fine-tune, and this one to repair them."
+            )
+
+    def _shown(self, images: Tensor, masks: Tensor, mask: Tensor) -> Tensor:
+        """What a dedicated UNet is shown beside the noisy latents: where to repaint, and the rest of the image.
+
+        What is to be repainted is grey in that image. A plain UNet is shown nothing, so these are 0 channels.
+        """
+        if not self._is_dedicated:
+            return mask[:, :0]
+        rest = torch.where(masks[:, None].to(images.device) > 0, 0.5, images)
+        return torch.cat([(mask > 0).to(self._dtype), self.encode_images(rest).to(self._dtype)], dim=1)
+
     def _split(self, batch: Tensor, pixels_per_image: int) -> tuple[Tensor, ...]:
         return batch.split(max(1, PIXELS_AT_ONCE // pixels_per_image))
 
 
-def _load_pipeline(folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
+def _load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
     modules = {
         "vae": _load_component(AutoencoderKL, folder / "vae", torch_dtype=dtype),
         "unet": _load_component(UNet2DConditionModel, folder / "unet", torch_dtype=dtype),
         "text_encoder": _load_component(CLIPTextModel, folder / "text_encoder", dtype=dtype),
     }
     unused = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+    is_plain = modules["unet"].config.in_channels == modules["vae"].config.latent_channels
+    pipeline: Any = StableDiffusionPipeline if is_plain else StableDiffusionInpaintPipeline
     try:
-        return StableDiffusionPipeline.from_pretrained(
+        return pipeline.from_pretrained(
             folder, **modules, **unused, requires_safety_checker=False, local_files_only=True
         )
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
@@ -230,7 +289,7 @@ def _load_component(cls: Any, folder: Path, **precision: torch.dtype) -> Any:
     return module
 
 
-def _check_supported(folder: Path, pipeline: StableDiffusionPipeline) -> None:
+def _check_supported(folder: Path, pipeline: Any) -> None:
     """Refuse what loads without a complaint and would be sampled wrongly: a relative of SD, or one without a file."""
     unet, vae, text = pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config
     prediction_type = pipeline.scheduler.config.get("prediction_type", "epsilon")
@@ -240,7 +299,9 @@ def _check_supported(folder: Path, pipeline: StableDiffusionPipeline) -> None:
         f"its tokenizer gives up to {limit} tokens, its text encoder takes {text.max_position_embeddings}": (
             limit > text.max_position_embeddings
         ),
-        f"its UNet takes {unet.in_channels} channels (inpainting?)": unet.in_channels != vae.latent_channels,
+        f"its UNet takes {unet.in_channels} channels": (
+            unet.in_channels not in (vae.latent_channels, 2 * vae.latent_channels + 1)
+        ),
         "its UNet takes the guidance scale as an input (distilled?)": unet.time_cond_proj_dim is not None,
         f"its images are not square (sample_size {unet.sample_size})": not isinstance(unet.sample_size, int),
         f"it predicts {prediction_type!r}": prediction_type not in ("epsilon", "v_prediction"),

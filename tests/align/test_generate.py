@@ -43,6 +43,17 @@ class FakeModel(TextToImage):
         colour = torch.tensor([len(prompt) / 100 for prompt in prompts]).view(-1, 1, 1, 1)
         return (noise * 0.5 + colour + sum(seeds) % 1000 / 10_000).clamp(0, 1)
 
+    def inpaint(
+        self,
+        images: Tensor,
+        masks: Tensor,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        strength: float,
+        sampling: Sampling,
+    ) -> Tensor:
+        raise NotImplementedError
+
     def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "batch tokens dim"]:
         raise NotImplementedError
 

@@ -61,7 +61,8 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "unknown class": (
         "model_index.json",
         edit_json(_class_name="StableDiffusionXLPipeline"),
-        "'StableDiffusionXLPipeline', which align does not know. Known: StableDiffusionPipeline.",
+        "'StableDiffusionXLPipeline', which align does not know. "
+        "Known: StableDiffusionPipeline, StableDiffusionInpaintPipeline.",
     ),
     "unet not listed": (
         "model_index.json",
