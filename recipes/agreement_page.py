@@ -118,5 +118,5 @@ class _Shown:
         with torch.no_grad():
             return self.reward.critique([self.image.to(pick_device(self.device))], [self.row.prompt])
 
-    def under(self, heat: Float[Tensor, "h w"]) -> Float[Tensor, "3 h w"]:
+    def under(self, heat: Float[Tensor, "h w"]) -> Float[Tensor, "3 image_h image_w"]:
         return overlay(self.image, fit_map(heat, self.image.shape[1:]))

@@ -46,7 +46,7 @@ def watch(
     return Validation(steps, look) if rows else None
 
 
-def best_step(folder: Path) -> dict[str, float] | None:
+def best_step(folder: Path) -> dict[str, int | float] | None:
     """The step whose weights are in `folder/best`, and how good they are; None where nothing was looked at."""
     path = folder / BEST / "selection.json"
     return read_json(path) if path.is_file() else None

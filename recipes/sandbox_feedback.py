@@ -82,7 +82,7 @@ def _draw(folder: Path, split: str, texts: Sequence[str], n: int, seed: int) -> 
 
 def _lines(folder: Path, store: SampleStore, rows: Sequence[SampleRow], first: int, seed: int) -> list[str]:
     """The annotations of some pictures, the first of which is number `first`."""
-    images = store.load(rows).permute(0, 2, 3, 1).numpy()
+    images = store.load(rows).permute(0, 2, 3, 1).double().numpy()
     return [
         json.dumps(
             {

@@ -143,7 +143,7 @@ def publish(config: TrainRewardConfig, learner: Learner, folder: Path) -> None:
     print(f"{folder / 'reward'} is written. Use it: align score IMAGES --rewards {folder / 'reward'}")
 
 
-def describe(config: TrainRewardConfig, learner: Learner, best: dict[str, float] | None) -> dict[str, Any]:
+def describe(config: TrainRewardConfig, learner: Learner, best: dict[str, int | float] | None) -> dict[str, Any]:
     """The card of what was trained; its licence is that of its data and of the weights it started from."""
     return {
         "reward": learner.reward,
@@ -183,7 +183,8 @@ def _stage(
 ) -> None:
     """One training, with batches made ahead."""
     given: dict[str, Any] = {name: value for name, value in config.train.model_dump().items() if name in LOOP}
-    settings = TrainSettings(**(given | {"max_train_steps": steps, "seed": config.seed}))
+    given["max_train_steps"] = steps
+    settings = TrainSettings(**given, seed=config.seed)
     device = accelerator.device
     with Ahead(batches, config.train.dataloader_num_workers, accelerator.num_processes) as ahead:
         train(learner.network, lambda n: ahead(n).to(device), loss, settings, folder, log, accelerator, look)

@@ -1,6 +1,8 @@
 """A RAHF to train starts at a ViT and a T5 of transformers, or at a trained one."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +24,12 @@ CHOSEN = RahfConfig(
 def towers(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("towers")
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+    }
     ViTModel(ViTConfig(image_size=16, patch_size=8, **sizes)).save_pretrained(folder / "vit")
     for name, projection in (("t5", "relu"), ("gated", "gated-gelu")):
         config = T5Config(
@@ -47,14 +54,11 @@ def test_the_towers_of_transformers_are_inside(towers: tuple[str, str]) -> None:
     small = ViTModel.from_pretrained(towers[0], add_pooling_layer=False, image_size=16)
     pixels = torch.rand(1, 3, 16, 16)
     torch.testing.assert_close(seeing(pixels).last_hidden_state, small(pixels).last_hidden_state)
-    first, _ = of_towers(*towers, RahfConfig(**{**CHOSEN.__dict__, "image_size": 16}))
+    first, _ = of_towers(*towers, replace(CHOSEN, image_size=16))
     torch.testing.assert_close(first.vit(pixels).last_hidden_state, seeing(pixels).last_hidden_state)
     critic = Rahf.of(network.eval(), tokenizer)
-    assert critic.critique(torch.rand(2, 3, 20, 24), ["a cat", "two dogs"]).heatmaps["misalignment"].shape == (
-        2,
-        20,
-        24,
-    )
+    said = critic.critique(torch.rand(2, 3, 20, 24), ["a cat", "two dogs"])
+    assert [tuple(one.shape) for one in said.heatmaps["misalignment"]] == [(20, 24)] * 2
 
 
 def test_what_does_not_fit_is_refused(towers: tuple[str, str]) -> None:
@@ -64,9 +68,9 @@ def test_what_does_not_fit_is_refused(towers: tuple[str, str]) -> None:
     with pytest.raises(ValueError, match="has gated-gelu layers"):
         of_towers(vit, t5.replace("t5", "gated"), CHOSEN)
     with pytest.raises(ValueError, match="widths for 4 doublings; patches of 8 pixels need 3"):
-        of_towers(vit, t5, RahfConfig(**{**CHOSEN.__dict__, "heatmap_widths": (8, 8, 8, 8, 8, 8)}))
+        of_towers(vit, t5, replace(CHOSEN, heatmap_widths=(8, 8, 8, 8, 8, 8)))
     with pytest.raises(ValueError, match="Images of 36 pixels are not whole patches of 8"):
-        of_towers(vit, t5, RahfConfig(**{**CHOSEN.__dict__, "image_size": 36}))
+        of_towers(vit, t5, replace(CHOSEN, image_size=36))
 
 
 def test_positions_are_resampled_as_a_picture_and_cls_stays() -> None:

@@ -1,0 +1,188 @@
+"""Rich feedback from data to numbers as a user types it: check, train (stopped and gone on with), evaluate."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recipes import train_reward
+from recipes.cli import main
+from recipes.learner import Learner
+from rewards.datasets.rich import read_rich_feedback
+from rewards.load import load_reward
+from rewards.rahf.config import RahfConfig
+from rewards.rahf.network import HEATMAPS, SCORES, RahfNetwork
+from tests.rewards.datasets.written import Row, make_rows, write_richhf
+from tests.rewards.test_rahf import TINY, save_rahf
+
+STEPS = ("--train.max_train_steps", "6", "--train.checkpointing_steps", "2", "--train.validation_steps", "3")
+SMALL = (*STEPS, "--train.train_batch_size", "3", "--train.lr_warmup_steps", "1", "--train.learning_rate", "1e-3")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 rows of RichHF-18K to learn from, and 9 to judge by, written byte by byte."""
+    folder = tmp_path_factory.mktemp("richhf")
+    rows = make_rows()
+    write_richhf(folder, rows, "train")
+    assert _joined(folder, "train") == 30
+    others = [_renamed(row) for row in rows[:9]]
+    shutil.rmtree(folder / "pickapic")
+    write_richhf(folder, others, "dev")
+    assert _joined(folder, "dev") == 9
+    shutil.rmtree(folder / "pickapic")
+    return folder
+
+
+def _joined(folder: Path, split: str) -> int:
+    """Copy the images out of Pick-a-Pic, and count the rows."""
+    return len(list(read_rich_feedback(folder, split, [])))
+
+
+def _renamed(row: Row) -> Row:
+    return replace(row, uid=f"dev-{row.uid}")
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny RAHF with its card."""
+    folder = tmp_path_factory.mktemp("start") / "rahf"
+    torch.manual_seed(0)
+    save_rahf(folder, RahfNetwork(RahfConfig(**TINY)))
+    card = {"reward": "rewards.rahf.critic:Rahf", "dimensions": list(SCORES), "licence": "none", "paper": "none"}
+    (folder / "align_reward.json").write_text(json.dumps(card))
+    return folder
+
+
+def _train(data: Path, out: Path, *more: str) -> int:
+    place = ("--data", str(data), "--output_dir", str(out), "--device", "cpu")
+    return main(["train-reward", *more, *place, *SMALL])
+
+
+def test_a_stopped_training_ends_with_the_same_bits_and_is_loaded_and_judged(
+    data: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("rahf", "--network.rahf", str(start), "--captions.train_data_dir", str(data / "images"))
+    options += ("--captions.max_train_steps", "2", "--negatives.train_data_dir", str(data / "images"))
+    options += ("--negatives.proportion", "0.2")
+    assert _train(data, tmp_path / "whole", *options) == 0
+    made = train_reward.make_learner
+
+    def failing(*given: object) -> Learner:
+        learner, calls = made(*given), list[int]()  # pyright: ignore[reportArgumentType]
+
+        def loss(*arguments: object) -> torch.Tensor:
+            calls.append(1)
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            return learner.loss(*arguments)  # pyright: ignore[reportArgumentType]
+
+        return replace(learner, loss=loss)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_reward, "make_learner", failing)
+        assert _train(data, tmp_path / "stopped", *options) == 130
+    assert not (tmp_path / "stopped/reward").exists()
+    assert _train(data, tmp_path / "stopped", *options) == 0
+    whole, again = (load_file(tmp_path / name / "reward/model.safetensors") for name in ("whole", "stopped"))
+    assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
+    before = load_file(start / "model.safetensors")
+    assert any(not torch.equal(before[name], whole[name]) for name in whole)
+
+    critic = load_reward(str(tmp_path / "whole/reward"), torch.device("cpu"))
+    assert critic.dimensions == SCORES
+    capsys.readouterr()
+    judged = ["evaluate-reward", str(tmp_path / "whole/reward"), str(start), "--data", str(data), "--split", "dev"]
+    assert main([*judged, "--resamples", "100", "--output_dir", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "9 images of 3 prompts" in printed and "Misaligned words" in printed
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert result["images"] == 9 and result["left_out"] == 0
+    found = {(row["reward"], row["target"], row["metric"]): row for row in result["rows"]}
+    assert found[str(start), "implausibility", "mse"]["n"] == 9
+    assert found[str(start), "implausibility", "mse_empty"]["n"] == 5
+    assert (str(tmp_path / "whole/reward"), "overall", f"PLCC above {start}") in found
+    page = (tmp_path / "out/report.html").read_text()
+    assert all(f"Heatmap of {name}: agrees least" in page for name in HEATMAPS)
+    assert (tmp_path / "out/table.md").read_text().startswith("Pearson's correlation")
+
+
+def test_a_resnet_is_trained_on_the_same_data(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from recipes import learner
+    from rewards.resnet import ResnetConfig
+    from tests.rewards.tiny_resnet import TINY as RESNET
+
+    monkeypatch.setattr(learner, "ResnetConfig", lambda: ResnetConfig(**RESNET))
+    assert _train(data, tmp_path, "resnet50") == 0
+    critic = load_reward(str(tmp_path / "reward"), torch.device("cpu"))
+    said = critic(torch.rand(2, 3, 32, 32), ["a", "b"])
+    assert said.shape == (2, 4)
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    looks = [row for row in metrics if row["phase"] == "validation"]
+    assert [row["step"] for row in looks] == [0, 3, 6]
+    best = json.loads((tmp_path / "best/selection.json").read_text())
+    assert best["selection"] == max(row["selection"] for row in looks)
+
+
+def test_check_tells_of_good_rows_and_names_bad_ones(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "check", str(data), "--split", "train"]) == 0
+    out = capsys.readouterr().out
+    rows = make_rows()
+    empty = sum(not row.artifacts.any() for row in rows)
+    assert f"implausibility empty {empty} of 30" in " ".join(out.split())
+    assert "misaligned" in out and "does not say what each person gave" in out
+    bad = [replace(row, labels="1 0") if number == 4 else row for number, row in enumerate(rows)]
+    write_richhf(tmp_path / "bad", bad)
+    assert main(["data", "check", str(tmp_path / "bad")]) == 1
+    printed = capsys.readouterr()
+    assert "29 good rows, 1 bad" in printed.out and f"record 4 of train.tfrecord: {rows[4].uid}" in printed.out
+    assert "named above" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (("rahf",), "must say where a rahf starts"),
+        (("rahf", "--network.vit", "a"), "both a vit and a t5"),
+        (("resnet50", "--network.rahf", "x"), "has no towers"),
+        (("rahf", "--network.rahf", "sandbox-clip"), "which is no RAHF"),
+        (("resnet50", "--negatives.proportion", "0.5"), "give both, a folder and a share"),
+        (("resnet50", "--train_split", "nothing", "--network.image_size", "32"), "nothing.tfrecord does not exist"),
+    ],
+)
+def test_mistakes_are_a_line(
+    options: tuple[str, ...], fault: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _train(data, tmp_path / "out", *options) == 1
+    error = capsys.readouterr().err
+    assert fault in error and "Traceback" not in error
+
+
+def test_resnet50_by_its_name_is_of_the_sandbox_only(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate-reward", "resnet50", "--data", str(data), "--split", "dev"]) == 1
+    assert "give runs/resnet50/reward instead" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+def test_the_sandbox_makes_its_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from recipes import sandbox_feedback
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sandbox_feedback, "SIZES", {"test": ("test", 2, 2, 19)})
+    folder, split = sandbox_feedback.resolve_data("sandbox-test")
+    rows: list[Callable[[], object]] = [row.image for row in read_rich_feedback(folder, split or "", [])]
+    assert len(rows) == 4
+    before = (folder / "test.jsonl").stat().st_mtime_ns
+    assert sandbox_feedback.resolve_data("sandbox-test") == (folder, "test")
+    assert (folder / "test.jsonl").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="no data of the sandbox"):
+        sandbox_feedback.resolve_data("sandbox-other")
