@@ -24,7 +24,7 @@ class EvaluateRewardConfig(Settings):
     output_dir: Path = Path("runs/evaluate-reward")
     """Where `result.json`, `table.md` and `report.html` go."""
     conventions: Literal["richhf", "mit"] = "richhf"
-    """Whose heatmap metrics: those of RichHF's public port, or of the MIT saliency benchmark; see docs/train-a-reward.md."""
+    """Whose heatmap metrics: those of RichHF's public port, or of the MIT benchmark; see docs/train-a-reward.md."""
     resamples: int = Field(default=2000, ge=100)
     """Draws of the bootstrap over prompts that gives the intervals."""
     seed: int = Field(default=0, ge=0)
