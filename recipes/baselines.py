@@ -30,7 +30,7 @@ def resolve_rewards(specs: Sequence[str], data: str, device: str) -> dict[str, s
 
 def _resnet(data: str, device: str) -> Path:
     config = preset(PRESET, device)
-    if not data.startswith(config.data):
+    if data.partition("-")[0] != config.data:
         raise ValueError(
             f"{RESNET} by its name is trained on the data of the sandbox, and is judged by {data}. Train one: `align "
             f"train-reward {RESNET} --data {data} --output_dir runs/{RESNET}`, and give runs/{RESNET}/reward instead."

@@ -16,7 +16,7 @@ from typing import Any
 from align.device import pick_device, set_threads
 from align.log import Log
 from align.report.agreement import write_agreement
-from align.state import atomic_path, write_json
+from align.state import atomic_path, read_json, write_json
 from recipes.agreement_page import page
 from recipes.agreement_table import Agreed, table
 from recipes.agreement_text import as_markdown
@@ -24,15 +24,16 @@ from recipes.baselines import resolve_rewards
 from recipes.configs.evaluate_reward import EvaluateRewardConfig
 from recipes.configuration import launch
 from recipes.reward_names import announce
+from recipes.rich_rows import read_rows
 from recipes.sandbox_feedback import resolve_data
 from recipes.settings import as_yaml
 from rewards.agreement import Agreement, judge
 from rewards.base import Reward
-from rewards.datasets.rich import read_rich_feedback
 from rewards.datasets.rich_feedback import Problem, RichFeedback
 from rewards.load import load_reward
 from rewards.saliency import MIT, RICHHF
 
+RESULT, TABLE, PAGE = "result.json", "table.md", "report.html"
 CONVENTIONS = {"richhf": RICHHF, "mit": MIT}
 
 
@@ -41,6 +42,7 @@ def main(config: EvaluateRewardConfig, *, dry_run: bool = False) -> None:
     if dry_run:
         print(f"{as_yaml(config)}plan: {', '.join(config.rewards)} on {config.data}, into {config.output_dir}")
         return
+    check_place(config.output_dir)
     set_threads()
     with redirect_stdout(sys.stderr if config.format == "json" else sys.stdout):
         data, split = resolve_data(config.data)
@@ -65,27 +67,23 @@ def run(
         agreements = {name: _judged(config, name, reward, rows, log) for name, reward in rewards.items()}
     found = table(agreements, rows, config.seed, config.resamples)
     result = as_json(config, rows, found, problems)
-    write_json(out / "result.json", result)
-    with atomic_path(out / "table.md") as temporary:
+    write_json(out / RESULT, result)  # first: it tells whose the others are
+    with atomic_path(out / TABLE) as temporary:
         temporary.write_text(as_markdown(found), encoding="utf-8")
     first = next(iter(rewards))
-    write_agreement(out / "report.html", page(config, first, rewards[first], agreements[first], rows, found))
+    write_agreement(out / PAGE, page(config, first, rewards[first], agreements[first], rows, found))
     return result
 
 
-def read_rows(data: Path, split: str, max_missing: float) -> tuple[list[RichFeedback], list[Problem]]:
-    """The good rows of a split, and the bad ones, which are counted on the terminal.
-
-    Raises:
-        ValueError: No data set, no such split, or no good row.
-    """
-    problems = list[Problem]()
-    rows = list(read_rich_feedback(data, split, problems, max_missing))
-    if problems:
-        print(f"{len(problems):,} rows are bad and left out; `align data check {data}` names them", file=sys.stderr)
-    if not rows:
-        raise ValueError(f"{data} has no good row in its split {split}. `align data check {data}` names the bad ones.")
-    return rows, problems
+def check_place(out: Path) -> None:
+    """Refuse, with a ValueError, a folder where files of somebody else have the names of ours."""
+    known = read_json(out / RESULT) if (out / RESULT).is_file() else {}
+    taken = [name for name in (RESULT, TABLE, PAGE) if (out / name).exists()]
+    if taken and not (isinstance(known, dict) and "conventions" in known):
+        raise ValueError(
+            f"{out} has {', '.join(taken)}, which no evaluation wrote, and nothing is overwritten. Give another "
+            "--output_dir."
+        )
 
 
 def as_json(
@@ -107,8 +105,8 @@ def as_json(
 def as_text(config: EvaluateRewardConfig, found: Mapping[str, Any]) -> str:
     """What is printed."""
     where = f"{found['images']:,} images of {found['prompts']:,} prompts of {config.data}"
-    tables = (config.output_dir / "table.md").read_text(encoding="utf-8")
-    return f"{where}; intervals of 95 % over prompts\n\n{tables}\nThe page: {config.output_dir / 'report.html'}"
+    tables = (config.output_dir / TABLE).read_text(encoding="utf-8")
+    return f"{where}; intervals of 95 % over prompts\n\n{tables}\nThe page: {config.output_dir / PAGE}"
 
 
 def _judged(

@@ -14,7 +14,6 @@ Departures from the paper:
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,12 +31,12 @@ from recipes.configuration import launch
 from recipes.image_sources import read_folder
 from recipes.learner import Learner, make_learner
 from recipes.learner_watch import BEST, best_step, watch
+from recipes.rich_rows import read_rows
 from recipes.run_folder import run_folder
 from recipes.sandbox_feedback import resolve_data
 from recipes.settings import as_yaml
 from rewards.cards import FOLDER_CARD
-from rewards.datasets.rich import read_rich_feedback
-from rewards.datasets.rich_feedback import Problem, RichFeedback
+from rewards.datasets.rich_feedback import RichFeedback
 from rewards.hub import sha256
 from rewards.image_file import read_image
 from rewards.training.feedback import FeedbackBatches, Photo
@@ -59,8 +58,8 @@ def main(config: TrainRewardConfig, *, dry_run: bool = False) -> None:
     learner = make_learner(config, device)
     data, _ = resolve_data(config.data)
     with run_folder(config.output_dir, config, str(device), threads, accelerator) as folder:
-        rows = read_rows(data, config.train_split, config.max_missing, folder)
-        dev = read_rows(data, config.dev_split, config.max_missing, folder) if config.dev_split else []
+        rows, _ = read_rows(data, config.train_split, config.max_missing)
+        dev = read_rows(data, config.dev_split, config.max_missing)[0] if config.dev_split else []
         run(config, learner, rows, dev, folder, accelerator)
 
 
@@ -97,23 +96,6 @@ def plan(config: TrainRewardConfig) -> str:
     images = batch * config.train.gradient_accumulation_steps
     first = f"{config.captions.max_train_steps:,} steps on captions, then " if config.captions.train_data_dir else ""
     return f"plan: {first}{steps:,} steps of {images:,} images a process, into {config.output_dir / 'reward'}"
-
-
-def read_rows(data: Path, split: str, max_missing: float, folder: Path) -> list[RichFeedback]:
-    """The good rows of a split; how many are bad is printed, and `folder/bad-SPLIT.txt` names them.
-
-    Raises:
-        ValueError: No data set of a known kind, no such split, or no good row.
-    """
-    problems = list[Problem]()
-    rows = list(read_rich_feedback(data, split, problems, max_missing))
-    if problems:
-        path = folder / f"bad-{split}.txt"
-        path.write_text("".join(f"{row}: {fault}\n" for row, fault in problems), encoding="utf-8")
-        print(f"{split}: {len(problems):,} rows are bad and left out; {path} names them", file=sys.stderr)
-    if not rows:
-        raise ValueError(f"{data} has no good row in its split {split}. `align data check {data}` names the bad ones.")
-    return rows
 
 
 def read_photos(folder: Path | None) -> list[Photo]:

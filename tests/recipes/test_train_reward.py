@@ -172,6 +172,16 @@ def test_resnet50_by_its_name_is_of_the_sandbox_only(
     assert "give runs/resnet50/reward instead" in capsys.readouterr().err
 
 
+def test_files_of_somebody_else_are_not_overwritten(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    judged = ["evaluate-reward", "sandbox-clip", "--data", str(data), "--split", "dev", "--output_dir", str(tmp_path)]
+    assert main(judged) == 1
+    assert "report.html, which no evaluation wrote" in capsys.readouterr().err
+    assert (tmp_path / "report.html").read_text() == "mine"
+
+
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 def test_the_sandbox_makes_its_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from recipes import sandbox_feedback
