@@ -13,6 +13,8 @@ class RahfConfig:
         score_widths: Of a score head's convolutions.
         score_hidden: Of its dense layers.
         reads_image: Whether the decoder attends to image and text (the paper), or to the text alone (the port).
+        scores_read_heat: Whether a score also reads how hot the maps are, see `rewards.rahf.heads.HeatReadingScoreHead`
+            (ours); only where each output has a head.
         prompted: One head of each kind for all outputs, told by a prefix of the prompt what to predict (the paper's
             "augmented prompt"); otherwise one head for each output.
         max_written: The most tokens that are written for the misaligned words.
@@ -35,6 +37,7 @@ class RahfConfig:
     score_widths: tuple[int, ...] = (768, 384, 192, 96, 48, 12)
     score_hidden: tuple[int, ...] = (512, 128)
     reads_image: bool = False
+    scores_read_heat: bool = False
     prompted: bool = False
     max_written: int = 100
 

@@ -67,17 +67,20 @@ class Rahf(Critic, PixelReward):
         """Plausibility, alignment, aesthetics and overall quality."""
         parameter = self.network.projection.bias
         seen = self.network.see(pixels.to(parameter.device, parameter.dtype))
-        return self._scores(seen, prompts, None if self.config.prompted else self._fuse(seen, prompts))
+        bare = None if self.config.prompted else self._fuse(seen, prompts)
+        maps = self._maps(seen, prompts, bare) if self.config.scores_read_heat else None
+        return self._scores(seen, prompts, bare, maps)
 
     def critique(self, images: Images, prompts: Sequence[str]) -> Critique:
         """Scores, maps and words; the maps are resized to the images (bilinear, antialiased)."""
         check_pairs(images, prompts)
         seen = self.network.see(self._pixels(images))
         bare = self._fuse(seen, prompts)
+        maps = self._maps(seen, prompts, bare)
         words = [split_words(prompt) for prompt in prompts]
         return Critique(
-            scores=self._scores(seen, prompts, bare),
-            heatmaps={name: fit_maps(maps, images) for name, maps in self._heatmaps(seen, prompts, bare).items()},
+            scores=self._scores(seen, prompts, bare, maps),
+            heatmaps={name: fit_maps(_promoted(maps[:, i]), images) for i, name in enumerate(HEATMAPS)},
             words=words,
             misaligned=[read_marks(*pair) for pair in zip(words, self._written(bare), strict=True)],
         )
@@ -94,16 +97,20 @@ class Rahf(Critic, PixelReward):
         return self.network.fuse(seen, *self.tokenize(prompts))
 
     def _scores(
-        self, seen: Float[Tensor, "batch seen width"], prompts: Sequence[str], bare: Fused | None
+        self,
+        seen: Float[Tensor, "batch seen width"],
+        prompts: Sequence[str],
+        bare: Fused | None,
+        maps: Float[Tensor, "batch 2 size size"] | None,
     ) -> Float[Tensor, "batch 4"]:
-        columns = [self.network.score(self._features("SCORE", name, seen, prompts, bare), name) for name in SCORES]
-        return _promoted(torch.stack(columns, dim=1))
+        features = {name: self._features("SCORE", name, seen, prompts, bare) for name in SCORES}
+        return _promoted(torch.stack([self.network.score(features[name], name, maps) for name in SCORES], dim=1))
 
-    def _heatmaps(
-        self, seen: Float[Tensor, "batch seen width"], prompts: Sequence[str], bare: Fused
-    ) -> dict[str, Float[Tensor, "batch size size"]]:
+    def _maps(
+        self, seen: Float[Tensor, "batch seen width"], prompts: Sequence[str], bare: Fused | None
+    ) -> Float[Tensor, "batch 2 size size"]:
         features = {name: self._features("HEATMAP", name, seen, prompts, bare) for name in HEATMAPS}
-        return {name: _promoted(self.network.heatmap(features[name], name)) for name in HEATMAPS}
+        return torch.stack([self.network.heatmap(features[name], name) for name in HEATMAPS], dim=1)
 
     def _features(
         self,

@@ -2,18 +2,20 @@
 
 The paper (arXiv 2312.10240, supplement) gives kernels, strides and widths. Ours where it is silent: convolutions keep
 the size of the map (those of 2 x 2 look right and down), and its LayerNorms are over the channels of each position.
+Ours beside it: score heads that also read the maps.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TypeAlias, final
+from typing import TypeVar, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-Kind: TypeAlias = type[nn.Module]
+HeadT = TypeVar("HeadT", bound=nn.Module)
+HEAT_EPS = 1e-3
 
 
 @final
@@ -63,9 +65,13 @@ class PortScoreHead(nn.Module):
         self.convs = nn.Sequential(*(layer for step in steps for layer in step))
         self.dense = _dense(positions * widths[-1], hidden)
 
+    def logits(self, x: Float[Tensor, "batch features h w"]) -> Float[Tensor, " batch"]:
+        """What the sigmoid makes a score of."""
+        return self.dense(self.convs(x).flatten(1))[:, 0]
+
     def forward(self, x: Float[Tensor, "batch features h w"]) -> Float[Tensor, " batch"]:
         """A score in [0, 1], higher is better."""
-        return self.dense(self.convs(x).flatten(1))[:, 0].sigmoid()
+        return self.logits(x).sigmoid()
 
 
 @final
@@ -113,9 +119,36 @@ class PaperScoreHead(nn.Module):
         self.convs = nn.Sequential(*(layer for step in steps for layer in step))
         self.dense = _dense(positions * widths[-1], hidden)
 
+    def logits(self, x: Float[Tensor, "batch features h w"]) -> Float[Tensor, " batch"]:
+        """What the sigmoid makes a score of."""
+        return self.dense(self.convs(x).flatten(1))[:, 0]
+
     def forward(self, x: Float[Tensor, "batch features h w"]) -> Float[Tensor, " batch"]:
         """A score in [0, 1], higher is better."""
-        return self.dense(self.convs(x).flatten(1))[:, 0].sigmoid()
+        return self.logits(x).sigmoid()
+
+
+@final
+class HeatReadingScoreHead(nn.Module):
+    """A score head whose logit also reads, linearly, the features' mean and the logarithm of each map's mean heat.
+
+    Ours: maps learn from every pixel, so that on few images they generalise where a head over all positions overfits.
+    While it trains, no gradient of a score reaches the maps: they show what people marked.
+    """
+
+    def __init__(self, head: PortScoreHead | PaperScoreHead, features: int, maps: int) -> None:
+        super().__init__()
+        self.head = head
+        self.readout = nn.Linear(features + maps, 1, bias=False)
+        nn.init.zeros_(self.readout.weight)
+
+    def forward(
+        self, x: Float[Tensor, "batch features h w"], maps: Float[Tensor, "batch maps big_h big_w"]
+    ) -> Float[Tensor, " batch"]:
+        """A score in [0, 1], higher is better."""
+        heat = maps.detach() if self.training else maps
+        pooled = torch.cat([x.mean((2, 3)), (heat.mean((2, 3)) + HEAT_EPS).log()], dim=1)
+        return (self.head.logits(x) + self.readout(pooled)[:, 0]).sigmoid()
 
 
 def make_heatmap_head(form: str, features: int, widths: Sequence[int]) -> nn.Module:
@@ -134,7 +167,7 @@ def make_heatmap_head(form: str, features: int, widths: Sequence[int]) -> nn.Mod
 
 def make_score_head(
     form: str, features: int, positions: int, widths: Sequence[int], hidden: Sequence[int]
-) -> nn.Module:
+) -> PortScoreHead | PaperScoreHead:
     """A head that maps `features` channels to a score.
 
     Arguments:
@@ -150,7 +183,7 @@ def make_score_head(
     return _choose({"port": PortScoreHead, "paper": PaperScoreHead}, form)(features, positions, widths, hidden)
 
 
-def _choose(kinds: dict[str, Kind], form: str) -> Kind:
+def _choose(kinds: dict[str, type[HeadT]], form: str) -> type[HeadT]:
     if form not in kinds:
         raise ValueError(f"heads {form!r} are unknown; use {' or '.join(kinds)}.")
     return kinds[form]

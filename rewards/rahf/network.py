@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from rewards.rahf.config import RahfConfig
-from rewards.rahf.heads import make_heatmap_head, make_score_head
+from rewards.rahf.heads import HeatReadingScoreHead, make_heatmap_head, make_score_head
 
 SCORES = ("plausibility", "alignment", "aesthetics", "overall")
 HEATMAPS = ("implausibility", "misalignment")
@@ -53,6 +53,8 @@ class RahfNetwork(nn.Module):
 
     def __init__(self, config: RahfConfig) -> None:
         super().__init__()
+        if config.prompted and config.scores_read_heat:
+            raise ValueError("scores_read_heat needs all maps in one pass: set it, or prompted, to false.")
         self.config = config
         self._recompute = False
         self.vit = ViTModel(_vit_config(config), add_pooling_layer=False)
@@ -93,9 +95,15 @@ class RahfNetwork(nn.Module):
         start = 0 if sees else seen.shape[1]
         return Fused(patches, fused[:, start:], attended[:, start:])
 
-    def score(self, features: Float[Tensor, "batch width grid grid"], name: str) -> Float[Tensor, " batch"]:
-        """One of `SCORES`, in [0, 1]."""
-        return self.score_heads[ANY if self.config.prompted else name](features)
+    def score(
+        self,
+        features: Float[Tensor, "batch width grid grid"],
+        name: str,
+        maps: Float[Tensor, "batch 2 size size"] | None = None,
+    ) -> Float[Tensor, " batch"]:
+        """One of `SCORES`, in [0, 1]; `maps` are needed where scores read heat: those of `HEATMAPS`."""
+        head = self.score_heads[ANY if self.config.prompted else name]
+        return head(features, maps) if self.config.scores_read_heat else head(features)
 
     def heatmap(self, features: Float[Tensor, "batch width grid grid"], name: str) -> Float[Tensor, "batch size size"]:
         """One of `HEATMAPS`, in [0, 1]."""
@@ -149,7 +157,9 @@ def _names(names: tuple[str, ...], config: RahfConfig) -> tuple[str, ...]:
 
 
 def _score_head(config: RahfConfig) -> nn.Module:
-    return make_score_head(config.heads, config.text_width, config.grid**2, config.score_widths, config.score_hidden)
+    width = config.text_width
+    head = make_score_head(config.heads, width, config.grid**2, config.score_widths, config.score_hidden)
+    return HeatReadingScoreHead(head, width, len(HEATMAPS)) if config.scores_read_heat else head
 
 
 def _heatmap_head(config: RahfConfig) -> nn.Module:

@@ -132,8 +132,8 @@ def _together(
 ) -> Predicted:
     """All scores and maps, in one pass."""
     del seen, generator
-    scores = torch.stack([network.score(bare.features, name) for name in SCORES], dim=1)
     maps = torch.stack([network.heatmap(bare.features, name) for name in HEATMAPS], dim=1)
+    scores = torch.stack([network.score(bare.features, name, maps) for name in SCORES], dim=1)
     return scores, batch.scores, maps, fit_targets(batch.heatmaps, batch.pixels.shape[-1])
 
 

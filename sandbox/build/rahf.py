@@ -91,7 +91,8 @@ def build(
 ) -> RahfNetwork:
     """Teach a network (resumable) of one of `FORMS` what people said."""
     torch.manual_seed(1)
-    network = RahfNetwork(replace(CONFIG, prompted=form == PROMPTED))
+    prompted = form == PROMPTED
+    network = RahfNetwork(replace(CONFIG, prompted=prompted, scores_read_heat=not prompted))
     kept = {name: value for name, value in pretrained.state_dict().items() if "_heads." not in name}
     network.load_state_dict(network.state_dict() | kept)
     loss = RahfLoss(_tokenize(accelerator.device), LOSS)
