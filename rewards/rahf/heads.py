@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 HeadT = TypeVar("HeadT", bound=nn.Module)
-HEAT_EPS = 1e-3
+HEAT_EPS, COLD = 1e-3, 0.05
+"""Added to a mean heat before its logarithm; and the mean heat of which a readout makes 0, a usual one."""
 
 
 @final
@@ -146,9 +147,14 @@ class HeatReadingScoreHead(nn.Module):
         self, x: Float[Tensor, "batch features h w"], maps: Float[Tensor, "batch maps big_h big_w"]
     ) -> Float[Tensor, " batch"]:
         """A score in [0, 1], higher is better."""
+        return (self.head.logits(x) + self.readout(self.pooled(x, maps))[:, 0]).sigmoid()
+
+    def pooled(
+        self, x: Float[Tensor, "batch features h w"], maps: Float[Tensor, "batch maps big_h big_w"]
+    ) -> Float[Tensor, "batch read"]:
+        """What the readout reads."""
         heat = maps.detach() if self.training else maps
-        pooled = torch.cat([x.mean((2, 3)), (heat.mean((2, 3)) + HEAT_EPS).log()], dim=1)
-        return (self.head.logits(x) + self.readout(pooled)[:, 0]).sigmoid()
+        return torch.cat([x.mean((2, 3)), ((heat.mean((2, 3)) + HEAT_EPS) / COLD).log()], dim=1)
 
 
 def make_heatmap_head(form: str, features: int, widths: Sequence[int]) -> nn.Module:

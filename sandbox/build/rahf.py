@@ -4,7 +4,7 @@ First they learn to name what rendered scenes show, as the paper's were pre-trai
 paper's two forms, several heads or one that the prompt directs, learn from rich feedback (arXiv 2312.10240).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from rewards.rahf.network import HEATMAPS, SCORES, TIED, RahfNetwork
 from rewards.rahf.tokens import Tokenize, padded
 from rewards.rahf.words import MARK, mark_words
 from rewards.training.rahf import LossWeights, RahfBatch, RahfLoss, caption_loss
+from rewards.training.readout import fit_readouts
 from rewards.weights import CONFIG as NETWORK
 from rewards.weights import TOKENIZER, WEIGHTS, write_network
 from sandbox.build.pictures import draw_pictures
@@ -100,6 +101,8 @@ def build(
     look = Validation(500, lambda step: _errors(critic, loss, dev))
     batches = _remarks(rich, accelerator.device)
     train(network, batches, loss, _settings(steps, 2), folder, Log(folder), accelerator, look)
+    if not prompted:
+        fit_readouts(network, _unmoved(rich, accelerator.device), _tokenize(accelerator.device))
     return network
 
 
@@ -154,6 +157,13 @@ def _remarks(rich: Rich, device: torch.device) -> Callable[[int], RahfBatch]:
         return _batch(rich, rows, *zip(*moved, strict=True), device=device)
 
     return batch
+
+
+def _unmoved(rich: Rich, device: torch.device) -> Iterator[RahfBatch]:
+    """All pictures once, as they are."""
+    for rows in np.array_split(np.arange(len(rich.captions)), len(rich.captions) // BATCH):
+        captions, pixels, marks = ([parts[row] for row in rows] for parts in (rich.captions, rich.pixels, rich.marks))
+        yield _batch(rich, rows, captions, pixels, marks, device)
 
 
 def _moved(

@@ -37,7 +37,7 @@ def test_the_logit_reads_mean_features_and_log_mean_heat() -> None:
         for channel in range(5):
             logit = logit + weights[channel] * features[image, channel].mean()
         for one in range(2):
-            logit = logit + weights[5 + one] * torch.log(maps[image, one].mean() + 0.001)
+            logit = logit + weights[5 + one] * torch.log((maps[image, one].mean() + 0.001) / 0.05)
         torch.testing.assert_close(head(features, maps)[image], logit.sigmoid(), atol=1e-5, rtol=1e-5)
 
 

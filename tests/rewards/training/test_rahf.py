@@ -19,12 +19,12 @@ from tests.rewards.tokenizers_for_tests import tiny_t5
 PROMPTS = ("a red circle", "two blue squares", "a star")
 
 
-def _critic(**options: Any) -> Rahf:
+def make_critic(**options: Any) -> Rahf:
     torch.manual_seed(0)
     return Rahf.of(RahfNetwork(RahfConfig(**TINY, **options)), tiny_t5())
 
 
-def _batch(size: int = 32) -> RahfBatch:
+def make_batch(size: int = 32) -> RahfBatch:
     generator = torch.Generator().manual_seed(1)
     marked = [mark_words(prompt.split(), [True] + [False] * prompt.count(" ")) for prompt in PROMPTS]
     return RahfBatch(
@@ -38,7 +38,7 @@ def _batch(size: int = 32) -> RahfBatch:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_loss_is_the_weighted_sum_of_what_the_network_gets_wrong(form: str) -> None:
-    critic, batch = _critic(**FORMS[form]), _batch()
+    critic, batch = make_critic(**FORMS[form]), make_batch()
     loss = RahfLoss(critic.tokenize, LossWeights(heatmap=2.0, score=3.0, words=0.5))
     network, config = critic.network, critic.network.config
     found = loss(network, batch, torch.Generator().manual_seed(5))
@@ -70,8 +70,8 @@ def test_the_loss_is_the_weighted_sum_of_what_the_network_gets_wrong(form: str) 
 
 
 def test_a_map_of_another_size_is_a_target_too() -> None:
-    critic = _critic()
-    parts = RahfLoss(critic.tokenize, LossWeights()).parts(critic.network, _batch(size=50), torch.Generator())
+    critic = make_critic()
+    parts = RahfLoss(critic.tokenize, LossWeights()).parts(critic.network, make_batch(size=50), torch.Generator())
     assert all(value.isfinite() for value in parts.values())
 
 
@@ -103,7 +103,7 @@ def test_kld_is_the_mean_relative_entropy_of_maps_with_heat() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_tiny_network_learns_what_people_said(form: str) -> None:
-    critic, batch = _critic(**FORMS[form]), _batch()
+    critic, batch = make_critic(**FORMS[form]), make_batch()
     loss = RahfLoss(critic.tokenize, LossWeights(kld=0.01))
     optimizer = torch.optim.AdamW(critic.network.parameters(), lr=5e-3)
     values = []
@@ -117,7 +117,7 @@ def test_a_tiny_network_learns_what_people_said(form: str) -> None:
 
 
 def test_captions_are_learned_from_the_image_alone() -> None:
-    critic, batch = _critic(), _batch()  # its decoder does not see the image otherwise
+    critic, batch = make_critic(), make_batch()  # its decoder does not see the image otherwise
     loss, none = caption_loss(critic.tokenize), torch.Generator()
     swapped = RahfBatch(batch.pixels.flip(0), batch.prompts, batch.marked, batch.scores, batch.heatmaps)
     optimizer = torch.optim.AdamW(critic.network.parameters(), lr=5e-3)
@@ -130,7 +130,7 @@ def test_captions_are_learned_from_the_image_alone() -> None:
 
 
 def test_padding_of_the_target_does_not_count() -> None:
-    critic, batch = _critic(), _batch()
+    critic, batch = make_critic(), make_batch()
     fused = critic.network.fuse(critic.network.see(batch.pixels), *critic.tokenize(PROMPTS))
     ids, real = critic.tokenize(batch.marked)
     longer = torch.cat([ids, torch.full((3, 4), 7)], 1), torch.cat([real, torch.zeros(3, 4, dtype=torch.bool)], 1)
@@ -143,7 +143,7 @@ def test_padding_of_the_target_does_not_count() -> None:
 def test_recomputed_activations_give_the_same_gradients(form: str) -> None:
     gradients = []
     for recompute in (False, True):
-        critic, batch = _critic(**FORMS[form]), _batch()
+        critic, batch = make_critic(**FORMS[form]), make_batch()
         if recompute:
             critic.network.enable_gradient_checkpointing()
         critic.network.train()
