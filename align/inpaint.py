@@ -24,40 +24,64 @@ class Job:
         region: Where to repaint, found in a map or mask of the image's size.
         prompt: What the crop around the region is to show.
         seed: Where the candidate's noise comes from; another seed gives another candidate.
+        strength: In (0, 1], see `TextToImage.inpaint`.
+        padding: What the model sees around the region, on each side, as a share of the image's longer side, in [0, 1].
+            1 shows all of a square image; 1/16 is usual where images are large: the model then paints in more detail.
+
+    Raises:
+        ValueError: A padding out of bounds, or a region of another size than its image.
     """
 
     image: UInt8[Tensor, "3 h w"]
     region: Region
     prompt: str
     seed: int
+    strength: float
+    padding: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.padding <= 1:
+            raise ValueError(f"padding is {self.padding}; it must be in [0, 1], a share of the image's longer side.")
+        if self.image.shape[1:] != self.region.soft.shape:
+            raise ValueError(
+                f"An image of {tuple(self.image.shape[1:])} came with a region of {tuple(self.region.soft.shape)} "
+                "(height, width); they must be of one size. Scale the heatmap or the mask to the image."
+            )
+
+    @property
+    def box(self) -> Box:
+        """The square that the model sees."""
+        height, width = self.image.shape[1:]
+        return crop_box(self.region.box, round(self.padding * max(height, width)), height, width)
 
 
 def repaint(
-    model: TextToImage, jobs: Sequence[Job], strength: float, sampling: Sampling, padding: float, batch_size: int
+    model: TextToImage, jobs: Sequence[Job], sampling: Sampling, batch_size: int
 ) -> list[UInt8[Tensor, "3 _ _"]]:
     """A candidate for each job, in their order: its image with its region repainted, of the image's size, on the CPU.
 
     Around each region a square is cropped (see `crop_box`), scaled to the model's resolution, inpainted, matched in
     colour (see `match_colours`), scaled back, and pasted as the region's soft mask says: every pixel where that is 0 is
-    bit for bit the image's. Jobs of several images, regions and seeds share batches, and a candidate does not depend on
-    the others of its batch, up to rounding.
+    bit for bit the image's. Jobs of one strength share batches, whatever their images, regions and seeds; a candidate
+    does not depend on the others of its batch, up to rounding.
 
     Arguments:
         model: What repaints, at its own resolution whatever the crop's size.
         jobs: The candidates to make.
-        strength: In (0, 1], see `TextToImage.inpaint`.
         sampling: How to draw.
-        padding: What the model sees around a region, on each side, as a share of the image's longer side, in [0, 1]. 1
-            shows all of a square image; 1/16 is usual where images are large, for the model then paints in more detail.
         batch_size: Candidates that the model makes at once.
 
     Raises:
-        ValueError: A padding or batch size out of bounds, a region of another size than its image, pixels that are not
-            finite, or what `TextToImage.inpaint` refuses.
+        ValueError: A batch size below 1, pixels that are not finite, or what `TextToImage.inpaint` refuses.
     """
-    _check(jobs, padding, batch_size)
-    batches = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
-    return [candidate for batch in batches for candidate in _repaint_batch(model, batch, strength, sampling, padding)]
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+    painted: dict[int, Tensor] = {}
+    for strength in dict.fromkeys(job.strength for job in jobs):
+        alike = [index for index, job in enumerate(jobs) if job.strength == strength]
+        for batch in (alike[start : start + batch_size] for start in range(0, len(alike), batch_size)):
+            painted |= zip(batch, _repaint_batch(model, [jobs[index] for index in batch], sampling), strict=True)
+    return [painted[index] for index in range(len(jobs))]
 
 
 def crop_box(box: Box, padding: int, height: int, width: int) -> Box:
@@ -122,24 +146,15 @@ def paste(
     return result
 
 
-def _repaint_batch(
-    model: TextToImage, jobs: Sequence[Job], strength: float, sampling: Sampling, padding: float
-) -> list[Tensor]:
-    boxes = [_job_box(job, padding) for job in jobs]
-    pairs = list(zip(jobs, boxes, strict=True))
-    originals = torch.stack([scaled(crop(job.image.float() / 255, box), model.resolution) for job, box in pairs])
-    masks = torch.stack([scaled_mask(crop(job.region.soft[None], box)[0], model.resolution) for job, box in pairs])
+def _repaint_batch(model: TextToImage, jobs: Sequence[Job], sampling: Sampling) -> list[Tensor]:
+    originals = torch.stack([scaled(crop(job.image.float() / 255, job.box), model.resolution) for job in jobs])
+    masks = torch.stack([scaled_mask(crop(job.region.soft[None], job.box)[0], model.resolution) for job in jobs])
     prompts, seeds = [job.prompt for job in jobs], [job.seed for job in jobs]
-    painted = model.inpaint(originals, masks, prompts, seeds, strength, sampling).cpu()
+    painted = model.inpaint(originals, masks, prompts, seeds, jobs[0].strength, sampling).cpu()
     _check_finite(painted, prompts)
     matched = match_colours(painted, originals, masks)
-    new = [scaled(one, box.height) for one, box in zip(matched, boxes, strict=True)]
-    return [paste(job.image, one, job.region.soft, box) for (job, box), one in zip(pairs, new, strict=True)]
-
-
-def _job_box(job: Job, padding: float) -> Box:
-    height, width = job.image.shape[1:]
-    return crop_box(job.region.box, round(padding * max(height, width)), height, width)
+    pairs = list(zip(jobs, matched, strict=True))
+    return [paste(job.image, scaled(one, job.box.height), job.region.soft, job.box) for job, one in pairs]
 
 
 def _start(twice_centre: int, side: int, size: int) -> int:
@@ -156,19 +171,6 @@ def _statistics(images: Tensor, off: Tensor, count: Tensor) -> tuple[Tensor, Ten
     mean = (images * off).sum(dim=(2, 3), keepdim=True) / count
     variance = ((images - mean).square() * off).sum(dim=(2, 3), keepdim=True) / count
     return mean, variance.sqrt()
-
-
-def _check(jobs: Sequence[Job], padding: float, batch_size: int) -> None:
-    if not 0 <= padding <= 1:
-        raise ValueError(f"padding is {padding}; it must be in [0, 1], a share of the image's longer side.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
-    for job in jobs:
-        if job.image.shape[1:] != job.region.soft.shape:
-            raise ValueError(
-                f"An image of {tuple(job.image.shape[1:])} came with a region of {tuple(job.region.soft.shape)} "
-                "(height, width); they must be of one size. Scale the heatmap or the mask to the image."
-            )
 
 
 def _check_finite(painted: Tensor, prompts: Sequence[str]) -> None:

@@ -32,6 +32,7 @@ RECIPES = {
     "evaluate-reward": Recipe(
         "evaluate_reward", "EvaluateRewardConfig", "Measure how far rewards agree with what people said of images."
     ),
+    "repair": Recipe("repair", "RepairConfig", "Find what is wrong with pictures, repaint it, and keep the best."),
     "filter-finetune": Recipe(
         "filter_finetune",
         "FilterFinetuneConfig",

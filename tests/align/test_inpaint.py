@@ -149,9 +149,8 @@ class TestRepaint:
         image = photo(height, width)
         boxes = [Box(0, 0, 2, 2), Box(height // 2, width // 3, height // 2 + 2, width), Box(1, 1, height, width // 2)]
         regions = [region(height, width, box, feather=0.05) for box in boxes]
-        candidates = repaint(
-            tiny_model, [Job(image, one, "a", 1) for one in regions], 1.0, SAMPLING, padding, batch_size=2
-        )
+        jobs = [Job(image, one, "a", 1, 1.0, padding) for one in regions]
+        candidates = repaint(tiny_model, jobs, SAMPLING, batch_size=2)
         for candidate, one in zip(candidates, regions, strict=True):
             changed = (candidate != image).any(dim=0)
             assert candidate.dtype == torch.uint8 and candidate.shape == image.shape
@@ -161,13 +160,13 @@ class TestRepaint:
     def test_a_candidate_depends_neither_on_its_batch_nor_on_the_size_of_it(self, tiny_model: TextToImage) -> None:
         images = photo(20, 30), photo(40, 25, seed=1)
         jobs = [
-            Job(image, region(image.shape[1], image.shape[2], Box(3, 4, 12, 15)), prompt, seed)
+            Job(image, region(image.shape[1], image.shape[2], Box(3, 4, 12, 15)), prompt, seed, 0.5 + seed / 4, 0.1)
             for image in images
             for prompt in ("a red circle", "two blue stars")
             for seed in (1, 2)
         ]
-        together = repaint(tiny_model, jobs, 0.8, SAMPLING, 0.1, batch_size=5)
-        alone = [repaint(tiny_model, [job], 0.8, SAMPLING, 0.1, batch_size=1)[0] for job in jobs]
+        together = repaint(tiny_model, jobs, SAMPLING, batch_size=3)
+        alone = [repaint(tiny_model, [job], SAMPLING, batch_size=1)[0] for job in jobs]
         for one, other in zip(together, alone, strict=True):
             assert (one.int() - other.int()).abs().max() <= 1
         of_one_image = together[:4], together[4:]
@@ -178,13 +177,13 @@ class TestRepaint:
         sizes: list[tuple[int, ...]] = []
         fresh_model.denoiser.register_forward_pre_hook(lambda _, arguments: sizes.append(tuple(arguments[0].shape)))
         image = photo(100, 70)
-        jobs = [Job(image, region(100, 70, Box(50, 50, 53, 52)), "a", seed) for seed in range(3)]
-        repaint(fresh_model, jobs, 0.5, Sampling(2, 1.0), 0.02, batch_size=2)
+        jobs = [Job(image, region(100, 70, Box(50, 50, 53, 52)), "a", seed, 0.5, 0.02) for seed in range(3)]
+        repaint(fresh_model, jobs, Sampling(2, 1.0), batch_size=2)
         assert sizes == [(2, 4, 8, 8), (1, 4, 8, 8)]
 
     def test_what_is_pasted_is_what_the_model_paints_matched_in_colour(self, tiny_model: TextToImage) -> None:
         image, one = photo(16, 16), region(16, 16, Box(4, 5, 11, 12), feather=0.2)
-        (candidate,) = repaint(tiny_model, [Job(image, one, "a star", 7)], 0.9, SAMPLING, 1.0, batch_size=1)
+        (candidate,) = repaint(tiny_model, [Job(image, one, "a star", 7, 0.9, 1.0)], SAMPLING, batch_size=1)
         original, mask = image[None].float() / 255, one.soft[None]
         painted = tiny_model.inpaint(original, mask, ["a star"], [7], 0.9, SAMPLING)
         matched = match_colours(painted, original, mask)
@@ -192,23 +191,23 @@ class TestRepaint:
         assert torch.equal(candidate, paste(image, matched[0], one.soft, Box(0, 0, 16, 16)))
 
     def test_no_jobs_give_no_candidates(self, tiny_model: TextToImage) -> None:
-        assert repaint(tiny_model, [], 1.0, SAMPLING, 0.1, batch_size=2) == []
+        assert repaint(tiny_model, [], SAMPLING, batch_size=2) == []
 
     def test_errors(self, tiny_model: TextToImage) -> None:
-        job = Job(photo(8, 8), region(8, 8, Box(1, 1, 3, 3)), "a", 1)
+        job = Job(photo(8, 8), region(8, 8, Box(1, 1, 3, 3)), "a", 1, 1.0, 0.1)
         with pytest.raises(ValueError, match="padding is 1.5"):
-            repaint(tiny_model, [job], 1.0, SAMPLING, 1.5, 1)
+            Job(job.image, job.region, "a", 1, 1.0, padding=1.5)
         with pytest.raises(ValueError, match="batch_size is 0"):
-            repaint(tiny_model, [job], 1.0, SAMPLING, 0.1, 0)
+            repaint(tiny_model, [job], SAMPLING, 0)
         with pytest.raises(ValueError, match=r"image of \(9, 8\) came with a region of \(8, 8\)"):
-            repaint(tiny_model, [Job(photo(9, 8), job.region, "a", 1)], 1.0, SAMPLING, 0.1, 1)
+            Job(photo(9, 8), job.region, "a", 1, 1.0, 0.1)
 
     def test_pixels_that_are_not_finite_are_refused(self, fresh_model: TextToImage) -> None:
         with torch.no_grad():
             next(fresh_model.denoiser.parameters()).fill_(torch.nan)
-        job = Job(photo(8, 8), region(8, 8, Box(1, 1, 3, 3)), "a star", 1)
+        job = Job(photo(8, 8), region(8, 8, Box(1, 1, 3, 3)), "a star", 1, 1.0, 0.1)
         with pytest.raises(ValueError, match="not finite, among the repairs of 'a star'"):
-            repaint(fresh_model, [job], 1.0, SAMPLING, 0.1, 1)
+            repaint(fresh_model, [job], SAMPLING, 1)
 
 
 @pytest.fixture(scope="module")
@@ -232,8 +231,8 @@ class TestSandbox:
         picture[y - 2 : y + 5, x - radius : x + radius] = 0.3
         image = torch.from_numpy((picture * 255).round().astype(np.uint8)).permute(2, 0, 1)
         bar = region(64, 64, Box(y - 3, x - radius - 1, y + 6, x + radius + 1), feather=0.05)
-        jobs = [Job(image, bar, text, seed) for seed in range(4)]
-        candidates = repaint(sandbox_model, jobs, 0.6, Sampling(15, 5.0), padding=1.0, batch_size=4)
+        jobs = [Job(image, bar, text, seed, strength=0.6, padding=1.0) for seed in range(4)]
+        candidates = repaint(sandbox_model, jobs, Sampling(15, 5.0), batch_size=4)
         assert self.plausibility(image, text) < 0.1
         assert max(self.plausibility(candidate, text) for candidate in candidates) > 0.8
 
