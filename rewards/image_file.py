@@ -7,6 +7,8 @@ ones; of colour it reads 8 bits).
 
 import io
 import struct
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -47,14 +49,25 @@ def read_image(file: Path | bytes) -> Float[Tensor, "3 h w"]:
         ValueError: An empty, truncated or damaged file, none of an image, an animation, or one of more pixels than
             Pillow takes for safe (about 179 million).
     """
-    content = file if isinstance(file, bytes) else file.read_bytes()
+    with opened(file if isinstance(file, bytes) else file.read_bytes()) as image:
+        return as_tensor(ImageOps.exif_transpose(image))
+
+
+@contextmanager
+def opened(content: bytes) -> Generator[Image.Image, None, None]:
+    """The picture that a file's bytes hold, for as long as the `with` lasts; what it cannot give is a ValueError.
+
+    Raises:
+        ValueError: As `read_image` does, also for what Pillow finds while the picture is read inside of the `with`.
+    """
     if not content:
         raise ValueError("The file is empty; it must hold an image. Restore it.")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             frames = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
             if frames == 1:
-                return _tensor(ImageOps.exif_transpose(image))
+                yield image
+                return
     except UnidentifiedImageError as error:
         raise ValueError("It is no image of a known format. Restore the file, or leave it out.") from error
     except BAD as error:
@@ -71,8 +84,18 @@ def has_transparency(content: bytes) -> bool:
         return False
 
 
-def _tensor(image: Image.Image) -> Float[Tensor, "3 h w"]:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+def is_deep(image: Image.Image) -> bool:
+    """Whether it is grey of more than 8 bits: whole numbers up to 65,535, or fractions up to 1 (mode F)."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def as_tensor(image: Image.Image) -> Float[Tensor, "3 h w"]:
+    """What `read_image` gives of an opened picture: RGB in [0, 1], its transparent parts flattened on white.
+
+    Raises:
+        ValueError: Deep grey levels beyond black and white.
+    """
+    if is_deep(image):
         grey = torch.from_numpy(_deep(image)).expand(3, -1, -1)
         return grey.clone()
     if image.has_transparency_data:
@@ -83,7 +106,6 @@ def _tensor(image: Image.Image) -> Float[Tensor, "3 h w"]:
 
 
 def _deep(image: Image.Image) -> Float[np.ndarray, "h w"]:
-    """Grey of more than 8 bits: whole numbers up to 65,535, or fractions up to 1."""
     values = np.asarray(image).astype(np.float32)
     values = values if image.mode == "F" else values / 65535
     if values.min() < 0 or values.max() > 1:
