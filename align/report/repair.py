@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtyping import Float
-from markupsafe import Markup
 from torch import Tensor
 
 from align.report import figures
@@ -96,7 +95,7 @@ def write_repair_report(path: Path, report: RepairReport) -> None:
         gains=gains,
         repaired=[gain for gain, (_, picture) in zip(gains, ranked, strict=True) if picture.outcome == REPAIRED],
         dimensions=dimensions(report),
-        chart=chart,
+        figures=figures,
         drawn=DRAWN,
         most=LISTED,
         panels=PANELS,
@@ -124,8 +123,3 @@ def dimensions(report: RepairReport) -> list[str]:
     """All that is scored, the objective first."""
     names = dict.fromkeys(name for picture in report.pictures for name in picture.before)
     return [report.objective, *(name for name in names if name != report.objective)]
-
-
-def chart(gains: Sequence[float], objective: str) -> Markup:
-    """How the gains lie."""
-    return figures.distribution(gains, f"gain in {objective}", mark=0.0)

@@ -71,7 +71,7 @@ def test_page_says_the_numbers(tmp_path: Path) -> None:
         "+0.188 plausibility, mean gain",
         "Over 4 pictures; those that were left as they were count as 0. Over the 2 repaired: +0.375.",
         "no flaw found 1 repaired 2 kept 1 files left out 1",
-        "From +0.250 to +0.500; the dashed line is no gain.",
+        "From +0.250 to +0.500.",
         "plausibility 0.250 → 0.750 +0.500 alignment 0.500 → 0.375 −0.125",
         "plausibility 0.250 → 0.500 +0.250 alignment 0.500",
         "#1 <b>.png: 2 regions, 8 candidates, 12.3 s",
