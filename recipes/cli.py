@@ -27,6 +27,7 @@ RECIPES = {
     "generate": Recipe("generate", "GenerateConfig", "Make images for a file of prompts."),
     "score": Recipe("score", "ScoreConfig", "Score a folder of images with one or more rewards."),
     "compare": Recipe("compare", "CompareConfig", "Compare two folders of images of the same prompts, pair by pair."),
+    "mask": Recipe("mask", "MaskConfig", "Write the mask of what is flawed in a picture, for a tool that repaints it."),
     "convert": Recipe("convert", "ConvertConfig", "Turn the checkpoint of a published reward into a folder of ours."),
     "train-reward": Recipe("train_reward", "TrainRewardConfig", "Train a critic on what people said of images."),
     "evaluate-reward": Recipe(

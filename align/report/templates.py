@@ -13,7 +13,7 @@ from torch import Tensor
 
 from align.evaluate import Row
 
-PIXEL_ART_SIDE = 128  # images up to this side are kept as they are and drawn with hard pixels
+PIXEL_ART_SIDE = 128  # images whose shorter side is no longer are kept lossless and drawn with hard pixels
 PHOTO_SIDE = 512  # larger ones are shrunk to this
 SMALL_PHOTO_SIDE = 256  # and to this where many are shown
 
@@ -69,7 +69,7 @@ def data_uri(image: Float[Tensor, "3 h w"], photo_side: int = PHOTO_SIDE) -> str
     """The image inside a URI: small ones as PNG, pixel by pixel, large ones as WebP of at most `photo_side` pixels."""
     pixels = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     picture = Image.fromarray(pixels)
-    small = max(picture.size) <= PIXEL_ART_SIDE
+    small = min(picture.size) <= PIXEL_ART_SIDE
     picture.thumbnail((photo_side, photo_side))
     buffer = io.BytesIO()
     kind = "png" if small else "webp"

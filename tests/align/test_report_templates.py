@@ -22,6 +22,11 @@ def test_small_images_are_kept_pixel_by_pixel() -> None:
     assert np.array_equal(np.asarray(decode(uri)), levels.permute(1, 2, 0).numpy())
 
 
+def test_so_is_a_row_of_small_images() -> None:
+    levels = torch.randint(0, 256, (3, 64, 270), generator=torch.Generator().manual_seed(0))
+    assert np.array_equal(np.asarray(decode(data_uri(levels / 255))), levels.permute(1, 2, 0).numpy())
+
+
 def test_large_images_are_shrunk() -> None:
     uri = data_uri(torch.full((3, 1024, 768), 0.5))
     assert uri.startswith("data:image/webp")
