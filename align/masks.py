@@ -32,7 +32,8 @@ class MaskSettings:
         top_k: Regions to keep at most, by heat.
         max_area: Share of the image that the masks may take together, in (0, 1]. More than that is no local flaw:
             regions that would take more are left out, the hottest come first.
-        dilation: By how much a region grows on all sides, in [0, 1]; heat seldom covers the whole of a flaw.
+        dilation: By how much a region grows on all sides, in [0, 1]; heat seldom covers the whole of a flaw. Holes that
+            are left are filled.
         feather: Over how much the soft mask falls from 1 to 0 outside of the grown region, in [0, 1].
         profile: How it falls, "linear" or "gaussian" (a bell of three standard deviations).
 
@@ -195,8 +196,10 @@ def _hottest_components(hot: Array, heat: Array, min_area: float) -> list[tuple[
 
 
 def _grown(spot: Array, settings: MaskSettings, allowed: Tensor | None) -> Tensor:
+    """Grown, and without holes: what a flaw encloses cannot be repainted around."""
     mask = dilated(torch.from_numpy(spot), settings.dilation * max(spot.shape))
-    return mask if allowed is None else mask & allowed.cpu()
+    whole = torch.from_numpy(np.asarray(ndimage.binary_fill_holes(mask.numpy())))
+    return whole if allowed is None else whole & allowed.cpu()
 
 
 def _region(mask: Tensor, heat: float, settings: MaskSettings, allowed: Tensor | None) -> Region:

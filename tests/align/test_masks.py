@@ -41,6 +41,19 @@ def flood(mask: Tensor) -> list[set[tuple[int, int]]]:
     return components
 
 
+def closed(part: set[tuple[int, int]], height: int, width: int) -> set[tuple[int, int]]:
+    """A component and what it encloses: all that cannot be reached from beyond the image by sides of pixels."""
+    rest = {(row, column) for row in range(-1, height + 1) for column in range(-1, width + 1)} - part
+    frontier = [(-1, -1)]
+    rest.remove((-1, -1))
+    while frontier:
+        row, column = frontier.pop()
+        near = {(row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)} & rest
+        rest -= near
+        frontier.extend(near)
+    return part | rest
+
+
 def distances(mask: Tensor) -> Tensor:
     """The distance of each pixel to the nearest of the mask, by measuring all."""
     rows, columns = torch.meshgrid(torch.arange(mask.shape[0]), torch.arange(mask.shape[1]), indexing="ij")
@@ -68,7 +81,7 @@ class TestFindRegions:
         found = find_regions(heat, BARE)
         expected = sorted(flood(heat >= 0.5), key=lambda part: -sum(float(heat[pixel]) for pixel in part))
         assert len(expected) > 2
-        assert [pixels(region.mask) for region in found] == expected
+        assert [pixels(region.mask) for region in found] == [closed(part, height, width) for part in expected]
         for region, part in zip(found, expected, strict=True):
             assert region.heat == pytest.approx(sum(float(heat[pixel]) for pixel in part) / heat.numel())
             assert torch.equal(region.soft, region.mask.float())
@@ -119,6 +132,15 @@ class TestFindRegions:
         assert torch.equal(region.mask, distance <= 3)
         torch.testing.assert_close(region.soft, (1 - distances(region.mask) / 4).clamp(min=0).float())
         assert region.box == Box(3, 13, 17, 27)  # 3 pixels of dilation, and 3 of the feather's 4 that are not 0
+
+    def test_holes_are_filled(self) -> None:
+        """A ring is repainted with what it encloses; a bay that is open to the border is none."""
+        heat = torch.zeros(12, 20)
+        heat[2:9, 2:9], heat[4:7, 4:7] = 1, 0
+        heat[3:9, 12:17], heat[4:9, 13:16] = 0.9, 0
+        ring, bay = find_regions(heat, BARE)
+        assert ring.mask.sum() == 49
+        assert torch.equal(bay.mask, heat == 0.9)
 
     def test_a_users_mask_limits_heat_growth_and_feather(self) -> None:
         heat = spots(20, 20, (4, 4, 8, 8, 0.5), (14, 14, 16, 16, 1.0))
