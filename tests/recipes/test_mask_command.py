@@ -13,6 +13,7 @@ from align.masks import MaskSettings, find_regions
 from recipes.cli import main
 from recipes.configs.mask_settings import MaskGroup
 from recipes.mask import read_heatmap
+from rewards.base import Critic
 from rewards.image_file import read_image
 from rewards.load import load_reward
 
@@ -55,14 +56,15 @@ def test_the_settings_are_those_of_masks() -> None:
     + [("border", -0.1), ("border", 0.0), ("border", 0.5), ("top_k", 0), ("top_k", 1)],
 )
 def test_the_bounds_are_those_of_masks(field: str, value: float) -> None:
-    allowed = []
-    for kind in (MaskGroup, MaskSettings):
-        try:
-            kind(**{field: value})
-            allowed.append(True)
-        except ValueError:
-            allowed.append(False)
-    assert allowed[0] == allowed[1]
+    assert _takes(MaskGroup, field, value) == _takes(MaskSettings, field, value)
+
+
+def _takes(kind: Callable[..., object], field: str, value: float) -> bool:
+    try:
+        kind(**{field: value})
+    except ValueError:
+        return False
+    return True
 
 
 def test_a_heatmap_becomes_a_mask(mask: Callable[..., Said]) -> None:
@@ -104,8 +106,9 @@ def test_a_critic_is_asked(mask: Callable[..., Said], heatmap: str) -> None:
     assert code == 0
     assert "clip-gradient: arXiv 2312.10240" in out
     critic = load_reward("clip-gradient", torch.device("cpu"))
-    map_of_picture = critic.critique(read_image(Path("picture.png"))[None], ["a red circle"]).heatmaps["misalignment"]  # type: ignore[attr-defined]
-    regions = find_regions(map_of_picture[0], MaskSettings(min_area=0.0))
+    assert isinstance(critic, Critic)
+    heatmaps = critic.critique(read_image(Path("picture.png"))[None], ["a red circle"]).heatmaps
+    regions = find_regions(heatmaps["misalignment"][0], MaskSettings(min_area=0.0))
     assert regions
     assert np.array_equal(_pixels() == 255, torch.stack([region.mask for region in regions]).any(0).numpy())
 
