@@ -1,8 +1,10 @@
 """`align mask` as it is typed: a critic's heatmap or one from a file, as a mask that other tools read."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ from PIL import Image
 
 from align.masks import MaskSettings, find_regions
 from recipes.cli import main
+from recipes.configs.mask import MaskConfig
 from recipes.configs.mask_settings import MaskGroup
 from recipes.mask import read_heatmap
+from recipes.settings import leaf_fields
 from rewards.base import Critic
 from rewards.image_file import read_image
 from rewards.load import load_reward
@@ -169,3 +173,23 @@ def test_a_dry_run_writes_nothing(mask: Callable[..., Said], tmp_path: Path) -> 
     assert code == 0
     assert "top_k: 3" in out and "plan: the mask of picture.png, into mask.png" in out
     assert not (tmp_path / "mask.png").exists()
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "mask.md"
+
+
+def test_the_page_has_every_setting_with_its_default() -> None:
+    rows = re.findall(r"^\| `([\w.]+)` \| (required|`[^`]*`) \|", PAGE.read_text(), re.M)
+    defaults = {
+        key: "required" if field.is_required() else f"`{field.default}`".replace("None", "null")
+        for key, field in leaf_fields(MaskConfig).items()
+    }
+    assert dict(rows) == defaults
+
+
+def test_the_page_s_python_runs(mask: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "picture.png").rename("broken.png")
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["mask"].shape == (60, 80)
