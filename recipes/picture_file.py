@@ -45,7 +45,8 @@ class PictureFile:
         """
         with opened(content) as file:
             upright = ImageOps.exif_transpose(file)
-            as_tensor(upright)  # refuses grey levels beyond black and white
+            if is_deep(upright):
+                as_tensor(upright)  # refuses levels beyond black and white
             levels, encoding = _levels(upright), Encoding.of(file, upright, content)
         return cls(content, _rgb(levels), encoding.notes, levels, encoding)
 

@@ -1,8 +1,10 @@
 """`align mask` as it is typed: a critic's heatmap or one from a file, as a mask that other tools read."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,11 @@ from PIL import Image
 
 from align.masks import MaskSettings, find_regions
 from recipes.cli import main
+from recipes.configs.mask import MaskConfig
 from recipes.configs.mask_settings import MaskGroup
 from recipes.mask import read_heatmap
+from recipes.settings import leaf_fields
+from rewards.base import Critic
 from rewards.image_file import read_image
 from rewards.load import load_reward
 
@@ -55,14 +60,15 @@ def test_the_settings_are_those_of_masks() -> None:
     + [("border", -0.1), ("border", 0.0), ("border", 0.5), ("top_k", 0), ("top_k", 1)],
 )
 def test_the_bounds_are_those_of_masks(field: str, value: float) -> None:
-    allowed = []
-    for kind in (MaskGroup, MaskSettings):
-        try:
-            kind(**{field: value})
-            allowed.append(True)
-        except ValueError:
-            allowed.append(False)
-    assert allowed[0] == allowed[1]
+    assert _takes(MaskGroup, field, value) == _takes(MaskSettings, field, value)
+
+
+def _takes(kind: Callable[..., object], field: str, value: float) -> bool:
+    try:
+        kind(**{field: value})
+    except ValueError:
+        return False
+    return True
 
 
 def test_a_heatmap_becomes_a_mask(mask: Callable[..., Said]) -> None:
@@ -104,8 +110,9 @@ def test_a_critic_is_asked(mask: Callable[..., Said], heatmap: str) -> None:
     assert code == 0
     assert "clip-gradient: arXiv 2312.10240" in out
     critic = load_reward("clip-gradient", torch.device("cpu"))
-    map_of_picture = critic.critique(read_image(Path("picture.png"))[None], ["a red circle"]).heatmaps["misalignment"]  # type: ignore[attr-defined]
-    regions = find_regions(map_of_picture[0], MaskSettings(min_area=0.0))
+    assert isinstance(critic, Critic)
+    heatmaps = critic.critique(read_image(Path("picture.png"))[None], ["a red circle"]).heatmaps
+    regions = find_regions(heatmaps["misalignment"][0], MaskSettings(min_area=0.0))
     assert regions
     assert np.array_equal(_pixels() == 255, torch.stack([region.mask for region in regions]).any(0).numpy())
 
@@ -166,3 +173,23 @@ def test_a_dry_run_writes_nothing(mask: Callable[..., Said], tmp_path: Path) -> 
     assert code == 0
     assert "top_k: 3" in out and "plan: the mask of picture.png, into mask.png" in out
     assert not (tmp_path / "mask.png").exists()
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "mask.md"
+
+
+def test_the_page_has_every_setting_with_its_default() -> None:
+    rows = re.findall(r"^\| `([\w.]+)` \| (required|`[^`]*`) \|", PAGE.read_text(), re.M)
+    defaults = {
+        key: "required" if field.is_required() else f"`{field.default}`".replace("None", "null")
+        for key, field in leaf_fields(MaskConfig).items()
+    }
+    assert dict(rows) == defaults
+
+
+def test_the_page_s_python_runs(mask: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "picture.png").rename("broken.png")
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["mask"].shape == (60, 80)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin
+from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin, features
 from torch import Tensor
 
 from recipes.picture_file import PictureFile
@@ -237,6 +237,19 @@ def test_a_lossy_webp_may_stay_one_without_a_further_loss(tmp_path: Path) -> Non
     with Image.open(path) as after:
         assert after.format == "WEBP"
     _check_only_changed_pixels_changed(content, path, file, other)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+@pytest.mark.parametrize("keep_format", [False, True])
+def test_an_avif_becomes_a_png_or_stays_one(keep_format: bool, tmp_path: Path) -> None:
+    content = _encoded(RGBA, "AVIF", quality=60, exif=_exif())
+    file = PictureFile.read(content)
+    other = _changed(file.pixels)
+    path = file.write(tmp_path, "a.avif", other, keep_format)
+    assert path.suffix == (".avif" if keep_format else ".png")
+    assert _exif_of(path)[0][0x010F] == "Camera"
+    if not keep_format:
+        _check_only_changed_pixels_changed(content, path, file, other)
 
 
 @cache  # it says when it was made
