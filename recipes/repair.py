@@ -144,9 +144,7 @@ def preview(config: RepairConfig, tasks: Sequence[Task], looker: Looker) -> None
             place: Path = details(config.out, one.task)
             write_views(place, one.file, one.repair)
             score, regions = one.repair.after[config.objective], len(one.repair.regions)
-            print(
-                f"{config.objective} {score:.3f}, {regions} regions to repaint: {one.task.item.name}, {place / STRIP}"
-            )
+            print(f"{one.task.item.name}: {config.objective} {score:.3f}, {regions} regions ({place / STRIP})")
 
 
 if __name__ == "__main__":

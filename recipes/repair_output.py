@@ -92,7 +92,7 @@ def verdict(repair: Repair) -> str:
     return REPAIRED if repair.is_changed else KEPT if repair.attempts else NO_FLAW
 
 
-def strip(file: PictureFile, repair: Repair, mask: Bool[Tensor, "h w"]) -> Float[Tensor, "3 h w"]:
+def strip(file: PictureFile, repair: Repair, mask: Bool[Tensor, "h w"]) -> Float[Tensor, "3 strip_h strip_w"]:
     """Before, heat, mask, after; side by side on white."""
     before, after = file.seen(file.pixels), file.seen(repair.pixels)
     heat = repair.heat if repair.heat is not None else torch.zeros_like(mask, dtype=torch.float32)

@@ -1,5 +1,6 @@
 """Settings of `align repair`."""
 
+from abc import ABC
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -10,7 +11,7 @@ from recipes.configs.mask_settings import MaskGroup
 from recipes.settings import Settings
 
 
-class RepairSettings(Settings):
+class RepairSettings(Settings, ABC):
     """How a picture is repaired: what `recipes.repair_rounds.Repairer` reads."""
 
     heatmap: str = "implausibility"

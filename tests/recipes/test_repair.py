@@ -21,7 +21,7 @@ from tests.recipes.own_red import Said
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
 
 FEW = (
-    "--critic", "own_magenta:Magenta", "--tolerance", "1", "--min_gain", "0", "--candidates", "2",
+    "--tolerance", "1", "--min_gain", "0", "--candidates", "2",
     "--sampling.num_inference_steps", "3", "--sampling.guidance_scale", "1", "--device", "cpu",
 )  # fmt: skip
 TEXT = "a large red circle on a grey background"
@@ -53,7 +53,8 @@ def repair(place: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Sai
 
     def typed(*arguments: str, images: tuple[str, ...] = ("photos",), prompt: tuple[str, ...] = (TEXT,)) -> Said:
         texts = [part for text in prompt for part in ("--prompt", text)]
-        code = main(["repair", "--image", *images, *texts, *FEW, *arguments])
+        critic = () if "--critic" in arguments else ("--critic", "own_magenta:Magenta")
+        code = main(["repair", "--image", *images, *texts, *critic, *FEW, *arguments])
         said = capsys.readouterr()
         return code, said.out, said.err
 
@@ -73,7 +74,7 @@ def test_a_flaw_goes_and_nothing_else_changes(repair: Callable[..., Said], place
     assert changed[40:52, 36:48].all()
     changed[top:bottom, left:right] = False
     assert not changed.any()
-    assert record["verdict"] == "repaired" and record["after"]["plausibility"] == 1.0
+    assert record["verdict"] == "repaired" and record["after"]["plausibility"] > 0.99
     assert record["before"]["plausibility"] == pytest.approx(1 - 144 / 4096)
     assert [candidate["seed"] for candidate in record["attempts"][0]["candidates"]] == [0, 1]
     assert Path("repaired/images/b.png").read_bytes() == Path("photos/b.png").read_bytes()
@@ -207,7 +208,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(place: Path) -> None:
     for index in range(6):
         spoilt(place / f"photos/{index}.png", spot=8 + index)
     command = [sys.executable, "-m", "recipes.cli", "repair", "--image", "photos", "--prompt", TEXT, *FEW]
-    command += ["--sampling.batch_size", "2", "--out"]
+    command += ["--critic", "own_magenta:Magenta", "--sampling.batch_size", "2", "--out"]
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": f"{root}:{place}", "ALIGN_NUM_THREADS": "1"}
     killed = subprocess.Popen([*command, "killed"], env=environment, stderr=subprocess.DEVNULL)
