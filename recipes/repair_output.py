@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from align.report.repair import RepairedPicture, RepairReport, write_repair_report
 from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch.nn.functional import interpolate
 
 from align.masks import union
 from align.report.overlay import overlay
+from align.report.repair import RepairedPicture, RepairReport, write_repair_report
 from align.state import atomic_path, read_json, write_json
 from recipes.picture_file import PictureFile
 from recipes.repair_inputs import Task

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 HeadT = TypeVar("HeadT", bound=nn.Module)
-HEAT_EPS, COLD = 1e-3, 0.05
-"""Added to a mean heat before its logarithm; and the mean heat of which a readout makes 0, a usual one."""
+HEAT_EPS = 1e-3
+"""Added to heat before its logarithm is taken."""
+HEAT_READ = 8
+"""What a readout reads of each map."""
 
 
 @final
@@ -131,7 +133,7 @@ class PaperScoreHead(nn.Module):
 
 @final
 class HeatReadingScoreHead(nn.Module):
-    """A score head whose logit also reads, linearly, the features' mean and the logarithm of each map's mean heat.
+    """A score head whose logit also reads, linearly, the features' mean and how hot the maps are (see `read_heat`).
 
     Ours: maps learn from every pixel, so that on few images they generalise where a head over all positions overfits.
     While it trains, no gradient of a score reaches the maps: they show what people marked.
@@ -140,7 +142,7 @@ class HeatReadingScoreHead(nn.Module):
     def __init__(self, head: PortScoreHead | PaperScoreHead, features: int, maps: int) -> None:
         super().__init__()
         self.head = head
-        self.readout = nn.Linear(features + maps, 1, bias=False)
+        self.readout = nn.Linear(features + HEAT_READ * maps, 1, bias=False)
         nn.init.zeros_(self.readout.weight)
 
     def forward(
@@ -154,7 +156,14 @@ class HeatReadingScoreHead(nn.Module):
     ) -> Float[Tensor, "batch read"]:
         """What the readout reads."""
         heat = maps.detach() if self.training else maps
-        return torch.cat([x.mean((2, 3)), ((heat.mean((2, 3)) + HEAT_EPS) / COLD).log()], dim=1)
+        return torch.cat([x.mean((2, 3)), read_heat(heat)], dim=1)
+
+
+def read_heat(maps: Float[Tensor, "batch maps h w"]) -> Float[Tensor, "batch read"]:
+    """Of each map the mean, the mean root, the mean square and the peak; and the logarithm of each of them."""
+    means = [power.mean((2, 3)) for power in (maps, maps.sqrt(), maps.square())]
+    values = torch.cat([*means, maps.amax((2, 3))], dim=1)
+    return torch.cat([values, (values + HEAT_EPS).log()], dim=1)
 
 
 def make_heatmap_head(form: str, features: int, widths: Sequence[int]) -> nn.Module:

@@ -137,14 +137,20 @@ def build_hps(name: str, seed: int) -> Callable[[Path, Accelerator], None]:
 
 
 def build_rahf(folder: Path, accelerator: Accelerator) -> None:
-    """The critic, on feedback about the pictures that the preference scores were tuned on; the better of two forms."""
+    """The critic, on feedback about the pictures that the preference scores were tuned on; the better of two forms.
+
+    Both are kept as rewards in `sandbox/.build/rahf/FORM/reward`.
+    """
     pretrained = rahf.pretrain(folder / "captions", STEPS["captions"], accelerator)
-    people, dev = feedback(folder, accelerator.device)
+    people = feedback(folder, accelerator.device)
     forms = {
-        form: rahf.build(folder / form, pretrained, people, dev, form, STEPS["feedback"], accelerator).cpu()
+        form: rahf.build(folder / form, pretrained, people, form, STEPS["feedback"], accelerator).cpu()
         for form in rahf.FORMS
     }
-    qualities = {form: rahf.quality(network, dev) for form, network in forms.items()}
+    qualities = {form: rahf.quality(network, people.dev) for form, network in forms.items()}
+    for form, network in forms.items():
+        with atomic_path(folder / form / "reward") as temporary:
+            rahf.save_reward(network, temporary)
     best = max(qualities, key=lambda form: sum(qualities[form].values()))
     with atomic_path(WEIGHTS / "rahf") as temporary:
         rahf.save(forms[best], temporary)
@@ -152,10 +158,10 @@ def build_rahf(folder: Path, accelerator: Accelerator) -> None:
         write_card(temporary, {name: folder / name for name in ("captions", best)}, figures)
 
 
-def feedback(folder: Path, device: torch.device) -> tuple[Rich, Rich]:
+def feedback(folder: Path, device: torch.device) -> rahf.Feedback:
     """What people said of the pictures to learn from, and of pictures of other captions."""
-    people = [_feedback(folder, _generated(device, seed), seed) for seed in (5, 6)]
-    return join([*people, _feedback(folder, _rendered(), seed=8)]), _feedback(folder, _held_out(device), seed=7)
+    drawn = join([_feedback(folder, _generated(device, seed), seed) for seed in (5, 6)])
+    return rahf.Feedback(drawn, _feedback(folder, _rendered(), seed=8), _feedback(folder, _held_out(device), seed=7))
 
 
 def _feedback(folder: Path, pictures: hps.Pictures, seed: int) -> Rich:

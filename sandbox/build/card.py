@@ -32,7 +32,7 @@ def _git(*arguments: str) -> str:
 
 
 def _phase(metrics: Path) -> dict[str, object]:
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows = [row for line in metrics.read_text().splitlines() if "loss" in (row := json.loads(line))]
     width = max(1, len(rows) // CURVE_POINTS)
     chunks = [rows[start : start + width] for start in range(0, len(rows) - width + 1, width)]
     curve = [[chunk[-1]["step"], round(sum(row["loss"] for row in chunk) / width, 5)] for chunk in chunks]

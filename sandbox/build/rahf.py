@@ -5,7 +5,7 @@ paper's two forms, several heads or one that the prompt directs, learn from rich
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,10 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from align.log import Log
+from align.state import write_json
 from align.train import TrainSettings, Validation, train
+from rewards.cards import FOLDER_CARD
+from rewards.hub import sha256
 from rewards.rahf.config import RahfConfig
 from rewards.rahf.critic import Rahf
 from rewards.rahf.network import HEATMAPS, SCORES, TIED, RahfNetwork
@@ -32,7 +35,7 @@ from rewards.training.readout import fit_readouts
 from rewards.weights import CONFIG as NETWORK
 from rewards.weights import TOKENIZER, WEIGHTS, write_network
 from sandbox.build.pictures import draw_pictures
-from sandbox.build.rich import Rich
+from sandbox.build.rich import Rich, join
 from sandbox.build.symmetry import Symmetry
 from sandbox.build.tokenizer import words
 from sandbox.rich_feedback import RATERS
@@ -66,6 +69,15 @@ CONFIG = RahfConfig(
 )
 
 
+@dataclass(frozen=True)
+class Feedback:
+    """What people said of pictures that the model drew, of rendered ones, and of drawn ones that are held out."""
+
+    drawn: Rich
+    rendered: Rich
+    dev: Rich
+
+
 def build_tokenizer() -> Tokenizer:
     """Every word of the grammar, of what a network can be asked for, and the mark of a misaligned word."""
     asked = ["<output>", "</output>", "SCORE:", "HEATMAP:", *SCORES, *HEATMAPS]
@@ -88,7 +100,7 @@ def pretrain(folder: Path, steps: int, accelerator: Accelerator) -> RahfNetwork:
 
 
 def build(
-    folder: Path, pretrained: RahfNetwork, rich: Rich, dev: Rich, form: str, steps: int, accelerator: Accelerator
+    folder: Path, pretrained: RahfNetwork, people: Feedback, form: str, steps: int, accelerator: Accelerator
 ) -> RahfNetwork:
     """Teach a network (resumable) of one of `FORMS` what people said."""
     torch.manual_seed(1)
@@ -98,11 +110,11 @@ def build(
     network.load_state_dict(network.state_dict() | kept)
     loss = RahfLoss(_tokenize(accelerator.device), LOSS)
     critic = Rahf.of(network, build_tokenizer())
-    look = Validation(500, lambda step: _errors(critic, loss, dev))
-    batches = _remarks(rich, accelerator.device)
+    look = Validation(500, lambda step: _errors(critic, loss, people.dev))
+    batches = _remarks(join([people.drawn, people.rendered]), accelerator.device)
     train(network, batches, loss, _settings(steps, 2), folder, Log(folder), accelerator, look)
     if not prompted:
-        fit_readouts(network, _unmoved(rich, accelerator.device), _tokenize(accelerator.device))
+        fit_readouts(network, _unmoved(people.drawn, accelerator.device), _tokenize(accelerator.device))
     return network
 
 
@@ -193,6 +205,21 @@ def save(network: RahfNetwork, folder: Path) -> None:
     state = {name: tensor.half() for name, tensor in network.state_dict().items() if name not in TIED}
     write_network(folder, {WEIGHTS: state}, {NETWORK: asdict(network.config)})
     build_tokenizer().save(str(folder / TOKENIZER))
+
+
+def save_reward(network: RahfNetwork, folder: Path) -> None:
+    """Write a network so that `--rewards FOLDER` loads it."""
+    save(network, folder)
+    card = {
+        "reward": "rewards.rahf.critic:Rahf",
+        "args": {},
+        "dimensions": list(SCORES),
+        "licence": "Apache-2.0",
+        "paper": "arXiv 2312.10240",
+        "commercial": "yes",
+        "sha256": {WEIGHTS: sha256(folder / WEIGHTS)},
+    }
+    write_json(folder / FOLDER_CARD, card)
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """Score heads that read the maps: the formula, and which gradients they let through."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ def test_a_new_one_is_the_head_alone() -> None:
     torch.testing.assert_close(head(features, maps), head.head(features))
 
 
-def test_the_logit_reads_mean_features_and_log_mean_heat() -> None:
+def test_the_logit_reads_mean_features_and_how_hot_the_maps_are() -> None:
     head, (features, maps) = _head(), _inputs()
     torch.nn.init.normal_(head.readout.weight)
     alone = torch.logit(head.head(features))
@@ -36,8 +38,10 @@ def test_the_logit_reads_mean_features_and_log_mean_heat() -> None:
         logit = alone[image]
         for channel in range(5):
             logit = logit + weights[channel] * features[image, channel].mean()
-        for one in range(2):
-            logit = logit + weights[5 + one] * torch.log((maps[image, one].mean() + 0.001) / 0.05)
+        ways = (lambda x: x.mean(), lambda x: (x**0.5).mean(), lambda x: (x * x).mean(), lambda x: x.max())
+        for index, (way, one) in enumerate(itertools.product(ways, range(2))):
+            heat = way(maps[image, one])
+            logit = logit + weights[5 + index] * heat + weights[13 + index] * torch.log(heat + 0.001)
         torch.testing.assert_close(head(features, maps)[image], logit.sigmoid(), atol=1e-5, rtol=1e-5)
 
 
