@@ -26,7 +26,7 @@ class MaskSettings:
 
     Arguments:
         threshold: A pixel is hot from this share of the map's peak on, in (0, 1].
-        floor: And never below this heat, in (0, 1]: a map without a flaw has a peak, too.
+        floor: Connected hot pixels of which none is this hot, in (0, 1], are no flaw: a map without one has a peak, too.
         border: Width of the rim whose heat is ignored, in [0, 0.5). Predicted maps are often hot there for no reason.
         min_area: Connected hot pixels that are a smaller share of the image are specks, and dropped; in [0, 1].
         top_k: Regions to keep at most, by heat.
@@ -41,13 +41,13 @@ class MaskSettings:
         ValueError: A number outside its bounds.
     """
 
-    threshold: float = 1 / 3
-    floor: float = 0.12
+    threshold: float = 0.5
+    floor: float = 0.5
     border: float = 0.01
     min_area: float = 0.002
     top_k: int = 3
     max_area: float = 0.5
-    dilation: float = 0.012
+    dilation: float = 0.016
     feather: float = 0.012
     profile: Profile = "linear"
 
@@ -119,8 +119,10 @@ def find_regions(
     heat = _cold_rim(_checked(heatmap), settings.border)
     if allowed is not None:
         heat = heat * _same_size(allowed, heat)
-    hot = heat >= max(settings.threshold * heat.max(), settings.floor)
-    spots = _hottest_components(hot, heat, settings.min_area)[: settings.top_k]
+    if heat.max() < settings.floor:
+        return []
+    spots = _hottest_components(heat >= settings.threshold * heat.max(), heat, settings.min_area, settings.floor)
+    spots = spots[: settings.top_k]
     regions = [_region(_grown(spot, settings, allowed), share, settings, allowed) for spot, share in spots]
     return _within_area(regions, settings.max_area)
 
@@ -131,7 +133,7 @@ def regions_of_mask(mask: Bool[Tensor, "h w"], settings: MaskSettings) -> list[R
     The heat of a region is its share of the image. With a feather of 0, no pixel outside of the mask changes.
     """
     inside = _array(mask)
-    spots = _hottest_components(inside, inside.astype(np.float64), min_area=0.0)
+    spots = _hottest_components(inside, inside.astype(np.float64), min_area=0.0, floor=1.0)
     return [_region(torch.from_numpy(spot), share, settings, None) for spot, share in spots]
 
 
@@ -185,14 +187,15 @@ def _distance(mask: Tensor) -> Array:
     return np.asarray(ndimage.distance_transform_edt(~inside)) if inside.any() else np.full(inside.shape, np.inf)
 
 
-def _hottest_components(hot: Array, heat: Array, min_area: float) -> list[tuple[Array, float]]:
-    """The connected parts of `hot` that are large enough, with their heat per pixel of the image, the hottest first."""
+def _hottest_components(hot: Array, heat: Array, min_area: float, floor: float) -> list[tuple[Array, float]]:
+    """The connected parts of `hot` that are large and hot enough, with their heat per pixel of the image, by heat."""
     found: Any = ndimage.label(hot, structure=_NEIGHBOURS)
     labels, count = found
     areas = np.bincount(labels.ravel(), minlength=count + 1)
     heats = np.bincount(labels.ravel(), heat.ravel(), count + 1)
-    large = [label for label in range(1, count + 1) if areas[label] >= min_area * hot.size]
-    return [(labels == label, heats[label] / hot.size) for label in sorted(large, key=lambda label: -heats[label])]
+    peaks = np.asarray(ndimage.maximum(heat, labels, range(count + 1)))
+    flaws = [label for label in range(1, count + 1) if areas[label] >= min_area * hot.size and peaks[label] >= floor]
+    return [(labels == label, float(heats[label] / hot.size)) for label in sorted(flaws, key=lambda one: -heats[one])]
 
 
 def _grown(spot: Array, settings: MaskSettings, allowed: Tensor | None) -> Tensor:

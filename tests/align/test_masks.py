@@ -96,6 +96,12 @@ class TestFindRegions:
         assert int(union(find_regions(heat, replace(BARE, threshold=0.1)), 10, 10).sum()) == 9
         assert find_regions(heat, replace(BARE, floor=0.41)) == []
 
+    def test_a_region_is_as_large_as_its_warmth_but_must_be_hot_somewhere(self) -> None:
+        heat = spots(10, 12, (1, 1, 5, 5, 0.5), (2, 2, 3, 3, 0.8), (6, 7, 9, 10, 0.6))
+        (region,) = find_regions(heat, replace(BARE, floor=0.7))
+        assert region.mask.sum() == 16 and bool(region.mask[1:5, 1:5].all())
+        assert find_regions(heat, replace(BARE, floor=0.81)) == []
+
     def test_heat_at_the_border_neither_counts_nor_sets_the_peak(self) -> None:
         heat = spots(20, 40, (0, 0, 20, 2, 1.0), (8, 20, 10, 22, 0.2))
         found = find_regions(heat, replace(BARE, border=0.05))  # 2 pixels of 40
