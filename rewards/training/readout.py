@@ -15,7 +15,7 @@ from rewards.rahf.network import HEATMAPS, SCORES, RahfNetwork
 from rewards.rahf.tokens import Tokenize
 from rewards.training.rahf import RahfBatch
 
-PENALTY = 1e-5
+PENALTY = 1e-4
 """Of the squares of the weights on what is read, standardised: where reading says nothing, nothing is read."""
 
 
