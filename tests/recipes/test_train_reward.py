@@ -15,10 +15,9 @@ from recipes.cli import main
 from recipes.learner import Learner
 from rewards.datasets.rich import read_rich_feedback
 from rewards.load import load_reward
-from rewards.rahf.config import RahfConfig
-from rewards.rahf.network import HEATMAPS, SCORES, RahfNetwork
+from rewards.rahf.network import HEATMAPS, SCORES
+from tests.recipes.feedback_files import save_start
 from tests.rewards.datasets.written import Row, make_rows, write_richhf
-from tests.rewards.test_rahf import TINY, save_rahf
 
 STEPS = ("--train.max_train_steps", "6", "--train.checkpointing_steps", "2", "--train.validation_steps", "3")
 SMALL = (*STEPS, "--train.train_batch_size", "3", "--train.lr_warmup_steps", "1", "--train.learning_rate", "1e-3")
@@ -51,12 +50,7 @@ def _renamed(row: Row) -> Row:
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny RAHF with its card."""
-    folder = tmp_path_factory.mktemp("start") / "rahf"
-    torch.manual_seed(0)
-    save_rahf(folder, RahfNetwork(RahfConfig(**TINY)))
-    card = {"reward": "rewards.rahf.critic:Rahf", "dimensions": list(SCORES), "licence": "none", "paper": "none"}
-    (folder / "align_reward.json").write_text(json.dumps(card))
-    return folder
+    return save_start(tmp_path_factory.mktemp("start") / "rahf")
 
 
 def _train(data: Path, out: Path, *more: str) -> int:
