@@ -3,11 +3,13 @@
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from recipes import train_reward
@@ -190,3 +192,16 @@ def test_the_sandbox_makes_its_own_data(tmp_path: Path, monkeypatch: pytest.Monk
     assert (folder / "test.jsonl").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="no data of the sandbox"):
         sandbox_feedback.resolve_data("sandbox-other")
+
+
+def test_a_second_process_waits_for_the_data_that_the_first_makes(tmp_path: Path) -> None:
+    from recipes import sandbox_feedback
+
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(tmp_path / ".test.lock"):  # a lock of its own, as another process has
+            second = pool.submit(sandbox_feedback.make, tmp_path, "test", "test", 2, 2, 19)
+            with pytest.raises(TimeoutError):
+                second.result(timeout=0.3)
+            (tmp_path / "test.jsonl").write_text("made by the first")
+        second.result()
+    assert (tmp_path / "test.jsonl").read_text() == "made by the first" and not (tmp_path / "test").exists()

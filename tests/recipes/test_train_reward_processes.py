@@ -30,8 +30,8 @@ SETTINGS = {
 def run(folder: Path, processes: int, accumulation: int) -> Path:
     """A training on data of its own, with its captions first."""
     data, start = write_unjoined(folder / "data"), save_start(folder / "start")
-    several = ["--multi_gpu"] if processes > 1 else []
-    launch = ["-m", "accelerate.commands.launch", *several, "--num_processes", str(processes), *LAUNCH]
+    several = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), *LAUNCH]
+    launch = several if processes > 1 else []
     paths = {"data": data, "network.rahf": start, "captions.train_data_dir": write_photos(folder / "photos")}
     settings = SETTINGS | paths | {"train.gradient_accumulation_steps": accumulation, "output_dir": folder / "out"}
     options = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
@@ -52,9 +52,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def rows(folder: Path, phase: str) -> list[dict[str, Any]]:
-    return [
-        row for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if row["phase"] == phase
-    ]
+    """What the run's record has of a phase."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["phase"] == phase]
 
 
 def test_two_processes_really_ran(runs: tuple[Path, Path]) -> None:
