@@ -87,7 +87,7 @@ def run(
         stage(batches, learner.loss, config.train.max_train_steps, folder, log, look)
         if accelerator.is_main_process:
             publish(config, learner, folder)
-            log.artifact(folder / "reward", f"{folder.name}-reward", "model")
+            log.artifact(folder / "reward", "reward", "model")
         accelerator.wait_for_everyone()
 
 
