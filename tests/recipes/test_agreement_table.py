@@ -28,9 +28,15 @@ def test_the_ceiling_is_how_far_the_truth_agrees_with_the_mean_of_people(people:
 
 
 def _row(number: int, mean: float, given: list[int]) -> RichFeedback:
-    ratings = tuple(dict.fromkeys(SCORES, rating) for rating in given)
-    scores = dict.fromkeys(SCORES, (mean - 1) / 4)
-    heatmaps = dict.fromkeys(HEATMAPS, lambda: torch.zeros(1, 1))
+    names: tuple[str, ...] = SCORES
+    maps: tuple[str, ...] = HEATMAPS
     return RichFeedback(
-        str(number), f"prompt {number // 2}", (), (), scores, heatmaps, lambda: torch.zeros(3, 1, 1), ratings
+        image_id=str(number),
+        prompt=f"prompt {number // 2}",
+        words=(),
+        misaligned=(),
+        scores=dict.fromkeys(names, (mean - 1) / 4),
+        heatmaps={name: lambda: torch.zeros(1, 1) for name in maps},
+        image=lambda: torch.zeros(3, 1, 1),
+        ratings=tuple(dict.fromkeys(names, rating) for rating in given),
     )
