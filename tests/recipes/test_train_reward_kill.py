@@ -22,7 +22,6 @@ def _trained(step: int) -> Callable[[Path], bool]:
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "the best weights are written": lambda folder: any(folder.glob(".best.tmp")) or (folder / "best").exists(),
-    "the dev split is looked at": _trained(4),
     "it trains between two checkpoints": _trained(5),
     "the reward is written": lambda folder: any(folder.glob(".reward.tmp")) or (folder / "reward").exists(),
 }
