@@ -27,11 +27,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.linalg import vecdot
 
 Maps: TypeAlias = Float[Tensor, "batch h w"]
-Pixels: TypeAlias = Float[Tensor, "batch pixel"]
-Values: TypeAlias = Float[Tensor, " batch"]
+Pixels: TypeAlias = Float[np.ndarray, "batch pixel"]
+Chosen: TypeAlias = Bool[np.ndarray, "batch pixel"]
+Values: TypeAlias = Float[np.ndarray, " batch"]
 
 HEATMAP_METRICS = ("mse", "mse_empty", "cc", "kld", "sim", "nss", "auc_judd")
 """Lower is better for `mse`, `mse_empty` and `kld`, higher for the others."""
@@ -63,17 +63,24 @@ MIT = Conventions(kld_epsilon=2.2204e-16, sim_min_max=True)
 """Of the MIT saliency benchmark (github.com/cvzoya/saliency)."""
 
 
-def heatmap_metrics(predicted: Maps, target: Maps, conventions: Conventions = RICHHF) -> dict[str, Values]:
+def heatmap_metrics(
+    predicted: Maps, target: Maps, conventions: Conventions = RICHHF
+) -> dict[str, Float[Tensor, " batch"]]:
     """Every metric of `HEATMAP_METRICS` for each map, in float64; see the head of this module.
+
+    It is NumPy's work, on the CPU, where sorting, counting and calls for few pixels are faster than torch's.
 
     Raises:
         ValueError: Shapes that differ, no maps, or values outside [0, 1].
     """
     _check(predicted, target)
-    p, g = predicted.flatten(1), target.flatten(1)
+    p, g = _pixels(predicted), _pixels(target)
     size = max(1, BLOCK_PIXELS // p.shape[1])
-    blocks = [_judge(*block, conventions) for block in zip(p.split(size), g.split(size), strict=True)]
-    return {name: torch.cat([block[name] for block in blocks]) for name in HEATMAP_METRICS}
+    blocks = [(p[start : start + size], g[start : start + size]) for start in range(0, len(p), size)]
+    with np.errstate(divide="ignore", invalid="ignore"):  # what is not defined is NaN
+        judged = [_judge(*block, conventions) for block in blocks]
+    found = {name: np.concatenate([block[name] for block in judged]) for name in HEATMAP_METRICS}
+    return {name: torch.from_numpy(values).to(predicted.device) for name, values in found.items()}
 
 
 def _check(predicted: Maps, target: Maps) -> None:
@@ -87,24 +94,29 @@ def _check(predicted: Maps, target: Maps) -> None:
             raise ValueError(f"The {name} maps must be one or more in [0, 1] without NaN; divide 8-bit maps by 255.")
 
 
+def _pixels(maps: Maps) -> Pixels:
+    return maps.to(torch.promote_types(maps.dtype, torch.float32)).flatten(1).detach().cpu().numpy()
+
+
 def _judge(predicted: Pixels, target: Pixels, conventions: Conventions) -> dict[str, Values]:
-    p, g = predicted.double(), target.double()
+    p, g = predicted.astype(np.float64), target.astype(np.float64)
     flat_p, flat_g, fixated = _is_constant(predicted), _is_constant(target), target > conventions.fixated_above
-    error, centred_p, centred_g = p - g, p - p.mean(1, keepdim=True), g - g.mean(1, keepdim=True)
-    square_p, square_g = vecdot(centred_p, centred_p), vecdot(centred_g, centred_g)
-    mse = vecdot(error, error) / p.shape[1]
-    cc = vecdot(centred_p, centred_g) / (square_p * square_g).sqrt()
-    marked, some = _Places.of(target != 0), _Places.of(fixated)
-    nss = some.total(centred_p.flatten()[some.places]) / some.count / (square_p / (p.shape[1] - 1)).sqrt()
+    marked = _Places.of(target != 0)
+    some = marked if conventions.fixated_above == 0 else _Places.of(fixated)
+    error, centred_p, centred_g = p - g, p - p.mean(1, keepdims=True), g - g.mean(1, keepdims=True)
+    square_p, square_g = np.vecdot(centred_p, centred_p), np.vecdot(centred_g, centred_g)
+    mse = np.vecdot(error, error) / p.shape[1]
+    cc = np.vecdot(centred_p, centred_g) / np.sqrt(square_p * square_g)
+    nss = some.total(centred_p.ravel()[some.places]) / some.count / np.sqrt(square_p / (p.shape[1] - 1))
     empty = marked.count == 0
     return {
         "mse": mse,
-        "mse_empty": mse.masked_fill(~empty, torch.nan),
-        "cc": cc.masked_fill(flat_p | flat_g, 0.0).masked_fill(empty, torch.nan),
-        "kld": _kld(p, g, marked, conventions.kld_epsilon).masked_fill(empty, torch.nan),
-        "sim": _sim(p, g, marked, conventions.sim_min_max).masked_fill(empty, torch.nan),
-        "nss": nss.masked_fill(flat_p & (some.count > 0), 0.0),
-        "auc_judd": _auc_judd(predicted, fixated),
+        "mse_empty": np.where(empty, mse, np.nan),
+        "cc": np.where(empty, np.nan, np.where(flat_p | flat_g, 0.0, cc)),
+        "kld": np.where(empty, np.nan, _kld(p, g, marked, conventions.kld_epsilon)),
+        "sim": np.where(empty, np.nan, _sim(p, g, marked, conventions.sim_min_max)),
+        "nss": np.where(flat_p & (some.count > 0), 0.0, nss),
+        "auc_judd": np.array([_auc_judd(*pair) for pair in zip(predicted, fixated, strict=True)]),
     }
 
 
@@ -118,55 +130,48 @@ class _Places:
         count: How many each map has.
     """
 
-    places: Int[Tensor, " place"]
-    maps: Int[Tensor, " place"]
-    count: Int[Tensor, " batch"]
+    places: Int[np.ndarray, " place"]
+    maps: Int[np.ndarray, " place"]
+    count: Int[np.ndarray, " batch"]
 
     @classmethod
-    def of(cls, chosen: Bool[Tensor, "batch pixel"]) -> "_Places":
-        places = chosen.flatten().nonzero()[:, 0]
-        maps = places // chosen.shape[1]
-        return cls(places, maps, maps.bincount(minlength=len(chosen)))
+    def of(cls, chosen: Chosen) -> "_Places":
+        places = np.flatnonzero(chosen)
+        count = np.count_nonzero(chosen, axis=1)
+        return cls(places, np.repeat(np.arange(len(chosen)), count), count)
 
-    def total(self, values: Float[Tensor, " place"]) -> Values:
+    def total(self, values: Float[np.ndarray, " place"]) -> Values:
         """The sum for each map of a value for each place."""
-        return values.new_zeros(len(self.count)).index_add(0, self.maps, values)
+        return np.bincount(self.maps, values, len(self.count)).astype(np.float64)  # of nothing it counts whole numbers
 
-    def shares(self, pixels: Pixels, epsilon: float = 0.0) -> Float[Tensor, " place"]:
+    def shares(self, pixels: Pixels, epsilon: float = 0.0) -> Float[np.ndarray, " place"]:
         """What the pixels have of the sum of their whole map."""
-        return pixels.flatten()[self.places] / (pixels.sum(1) + epsilon)[self.maps]
+        return pixels.ravel()[self.places] / (pixels.sum(1) + epsilon)[self.maps]
 
 
-def _is_constant(maps: Pixels) -> Bool[Tensor, " batch"]:
-    return maps.amin(1) == maps.amax(1)
+def _is_constant(maps: Pixels) -> Bool[np.ndarray, " batch"]:
+    return maps.min(1) == maps.max(1)
 
 
 def _kld(p: Pixels, g: Pixels, marked: _Places, epsilon: float) -> Values:
     """Where G is 0 the terms are."""
     share_p, share_g = marked.shares(p, epsilon), marked.shares(g, epsilon)
-    return marked.total(share_g * (share_g / (share_p + epsilon) + epsilon).log())
+    return marked.total(share_g * np.log(share_g / (share_p + epsilon) + epsilon))
 
 
 def _sim(p: Pixels, g: Pixels, marked: _Places, min_max: bool) -> Values:
     """Where G is 0 the lesser is; a stretched G is 0 there, too."""
     if min_max:
         p, g = _stretched(p), _stretched(g)
-    return marked.total(torch.minimum(marked.shares(p).nan_to_num(0.0), marked.shares(g)))
+    return marked.total(np.minimum(np.nan_to_num(marked.shares(p)), marked.shares(g)))
 
 
 def _stretched(maps: Pixels) -> Pixels:
-    low, high = maps.amin(1, keepdim=True), maps.amax(1, keepdim=True)
-    return torch.where(high > low, (maps - low) / (high - low), maps)
+    low, high = maps.min(1, keepdims=True), maps.max(1, keepdims=True)
+    return np.where(high > low, (maps - low) / (high - low), maps)
 
 
-def _auc_judd(predicted: Pixels, fixated: Bool[Tensor, "batch pixel"]) -> Values:
-    """NumPy, map by map: its sort and its counting are several times faster than torch's on a CPU."""
-    values = predicted.to(torch.promote_types(predicted.dtype, torch.float32)).cpu().numpy()
-    pairs = zip(values, fixated.cpu().numpy(), strict=True)
-    return torch.tensor([_auc_judd_of(*pair) for pair in pairs], dtype=torch.float64, device=predicted.device)
-
-
-def _auc_judd_of(values: Float[np.ndarray, " pixel"], fixated: Bool[np.ndarray, " pixel"]) -> float:
+def _auc_judd(values: Float[np.ndarray, " pixel"], fixated: Bool[np.ndarray, " pixel"]) -> float:
     at_fixated = np.sort(values[fixated])
     n, others = len(at_fixated), len(values) - len(at_fixated)
     if n == 0 or others == 0:
