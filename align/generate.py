@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from accelerate import Accelerator
@@ -23,6 +23,16 @@ def image_seed(run_seed: int, prompt: str, sample_index: int) -> int:
     return int.from_bytes(digest, "big") >> 11
 
 
+@final
+class Alone:
+    """A process that makes all images by itself, whatever was launched: the others may be elsewhere, or wait."""
+
+    is_main_process, num_processes, process_index = True, 1, 0
+
+    def wait_for_everyone(self) -> None:
+        """There is nobody."""
+
+
 def generate(
     model: TextToImage,
     prompts: Sequence[str],
@@ -32,7 +42,7 @@ def generate(
     batch_size: int,
     sampling: Sampling,
     log: Log,
-    accelerator: Accelerator,
+    accelerator: Accelerator | Alone,
     description: str = "generate",
 ) -> SampleStore:
     """Fill a sample store with `samples_per_prompt` images of each prompt; what is there already is kept.
@@ -50,7 +60,7 @@ def generate(
         batch_size: Images the model makes at once. Another one changes an image by rounding at most.
         sampling: How images are drawn.
         log: Shows the progress, in images.
-        accelerator: The processes that share the work, batch by batch.
+        accelerator: The processes that share the work, batch by batch; or `Alone`.
         description: What the progress is called.
 
     Raises:

@@ -12,7 +12,7 @@ from torch import Tensor
 from align.device import pick_device
 from align.report.agreement import AgreementReport, Draw, ExamplePicture, Table
 from align.report.overlay import overlay
-from recipes.agreement_table import ONE_PERSON, Agreed
+from recipes.agreement_table import Agreed
 from recipes.agreement_text import tables
 from recipes.configs.evaluate_reward import EvaluateRewardConfig
 from rewards.agreement import Agreement, fit_map, people
@@ -46,18 +46,15 @@ def page(
             score: list(zip(people(rows, score).tolist(), column.tolist(), strict=True)) for score, column in named
         },
         examples=_examples(config, reward, agreement, rows),
-        notes=_notes(config, found),
+        notes=_notes(config),
     )
 
 
-def _notes(config: EvaluateRewardConfig, found: Sequence[Agreed]) -> list[str]:
-    said = [
+def _notes(config: EvaluateRewardConfig) -> list[str]:
+    return [
         "Numbers in brackets are the ends of 95 % intervals over prompts. Maps are compared at the size of people's, "
         f"by the conventions of {config.conventions}."
     ]
-    if any(one.reward == ONE_PERSON for one in found):
-        said.append("One person: the scores of each annotator against the mean of the others.")
-    return said
 
 
 def _examples(

@@ -21,6 +21,14 @@ Interval = Callable[..., Estimate]
 ONE_PERSON = "one person"
 """Stands for the annotators themselves: the scores of each against the mean of the others."""
 
+CEILING = "ceiling"
+"""Stands for the mean of endlessly many such annotators against the mean of those there are."""
+
+NOTES = {
+    ONE_PERSON: "the scores of each annotator against the mean of the others",
+    CEILING: "what the mean of endlessly many such annotators would have, estimated from how far these agree",
+}
+
 
 @dataclass(frozen=True)
 class Agreed:
@@ -112,20 +120,32 @@ def _gap(ours: Column, theirs: Column, true: Column) -> float:
 
 
 def _of_people(rows: Sequence[RichFeedback], seed: int, resamples: int) -> list[Agreed]:
-    """Where the data set says what each gave: the mean over people of the PLCC of one with the mean of the others."""
+    """Where the data set says what each gave: how far people agree among themselves, and what that leaves to reach."""
     rated = [row for row in rows if len(row.ratings) == len(rows[0].ratings) > 1]
     if len({row.prompt for row in rated}) < 2:
         return []
     interval = _interval(rated, seed, resamples)
     given = {name: np.array([[rating[name] for rating in row.ratings] for row in rated]) for name in SCORES}
     return [
-        Agreed(ONE_PERSON, name, "PLCC", len(rated), interval(_one_against_others, values.astype(float)))
+        Agreed(who, name, "PLCC", len(rated), interval(statistic, values.astype(float)))
+        for who, statistic in ((ONE_PERSON, _one_against_others), (CEILING, _ceiling))
         for name, values in given.items()
     ]
 
 
 def _one_against_others(ratings: Float[np.ndarray, "n person"]) -> float:
+    """The mean over people of the PLCC of one with the mean of the others."""
     count = ratings.shape[1]
     others = [list(chosen) for chosen in combinations(range(count), count - 1)]
     pairs = [(ratings[:, list(set(range(count)) - set(rest))[0]], ratings[:, rest].mean(1)) for rest in others]
     return float(np.mean([plcc(one, mean) for one, mean in pairs]))
+
+
+def _ceiling(ratings: Float[np.ndarray, "n person"]) -> float:
+    """The PLCC of the true mean with that of k people: the root of its reliability k r / (1 + (k - 1) r).
+
+    That is the formula of Spearman and Brown (1910), with r the mean PLCC of two people; errors must be independent.
+    """
+    count = ratings.shape[1]
+    r = np.mean([plcc(ratings[:, one], ratings[:, other]) for one, other in combinations(range(count), 2)])
+    return float(np.sqrt(np.clip(count * r / (1 + (count - 1) * r), 0, None)))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from align.evaluate import Estimate
 from align.report.templates import number
-from recipes.agreement_table import ONE_PERSON, Agreed
+from recipes.agreement_table import NOTES, Agreed
 from rewards.rahf.network import HEATMAPS, SCORES
 from rewards.saliency import HEATMAP_METRICS
 
@@ -79,8 +79,7 @@ def _above_table(found: Sequence[Agreed]) -> Titled:
 def _lines(title: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> Titled:
     """Rows that have something to say, under a title."""
     told = [row for row in rows if any(cell != NONE for cell in row[1])]
-    has_people = any(name == ONE_PERSON for name, _ in told)
-    return title, columns, told, f"{ONE_PERSON}: each annotator against the mean of the others." if has_people else ""
+    return title, columns, told, " ".join(f"{name}: {NOTES[name]}." for name, _ in told if name in NOTES)
 
 
 def _markdown(title: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], note: str) -> str:

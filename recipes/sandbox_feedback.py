@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from filelock import FileLock
 
 from align.device import set_threads
 from align.families.load import load_model
-from align.generate import generate
+from align.generate import Alone, generate
 from align.log import Log
 from align.model import Sampling
 from align.samples import SampleRow, SampleStore
@@ -54,6 +54,8 @@ def resolve_data(name: str) -> tuple[Path, str | None]:
 def make(folder: Path, split: str, captions: Split, count: int, n: int, seed: int) -> None:
     """Write `folder/SPLIT.jsonl`, and the pictures that it speaks of, unless it is there; a killed call goes on.
 
+    Of several processes one does it, and the others wait until it has.
+
     Arguments:
         folder: Made if it is not there.
         split: What the file is called.
@@ -65,19 +67,26 @@ def make(folder: Path, split: str, captions: Split, count: int, n: int, seed: in
     path = folder / f"{split}.jsonl"
     if path.exists():
         return
-    print(f"{path} is made: {count * n:,} pictures, and what people say of them", file=sys.stderr)
-    store = _draw(folder, split, sample_captions(np.random.default_rng(seed), captions, count), n, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f".{split}.lock"):  # not a barrier of accelerate's, which would end by its timeout
+        if not path.exists():
+            print(f"{path} is made: {count * n:,} pictures, and what people say of them", file=sys.stderr)
+            texts = sample_captions(np.random.default_rng(seed), captions, count)
+            _annotate(path, _draw(folder, split, texts, n, seed), seed)
+
+
+def _annotate(path: Path, store: SampleStore, seed: int) -> None:
     rows = store.rows()
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for start in range(0, len(rows), 256):
-            for line in _lines(folder, store, rows[start : start + 256], start, seed):
+            for line in _lines(path.parent, store, rows[start : start + 256], start, seed):
                 file.write(line + "\n")
 
 
 def _draw(folder: Path, split: str, texts: Sequence[str], n: int, seed: int) -> SampleStore:
     set_threads()
     model, log = load_model(str(WEIGHTS / "sd"), torch.device("cpu")), Log(folder / split)
-    return generate(model, texts, n, folder / split / "samples", seed, 64, SAMPLING, log, Accelerator(cpu=True))
+    return generate(model, texts, n, folder / split / "samples", seed, 64, SAMPLING, log, Alone())
 
 
 def _lines(folder: Path, store: SampleStore, rows: Sequence[SampleRow], first: int, seed: int) -> list[str]:

@@ -78,7 +78,8 @@ def run(
         photos = read_photos(config.captions.train_data_dir)
         if photos and learner.captioning:
             batches, place = _batches(config, learner, [], photos, 1.0), folder / "captions"
-            stage(batches, learner.captioning, config.captions.max_train_steps, place, Log(place), None)
+            own = Log(place, is_main=accelerator.is_main_process)
+            stage(batches, learner.captioning, config.captions.max_train_steps, place, own, None)
         negatives = read_photos(config.negatives.train_data_dir)
         batches = _batches(config, learner, rows, negatives, config.negatives.proportion)
         size = config.train.train_batch_size
@@ -86,7 +87,7 @@ def run(
         stage(batches, learner.loss, config.train.max_train_steps, folder, log, look)
         if accelerator.is_main_process:
             publish(config, learner, folder)
-            log.artifact(folder / "reward", f"{folder.name}-reward", "model")
+            log.artifact(folder / "reward", "reward", "model")
         accelerator.wait_for_everyone()
 
 

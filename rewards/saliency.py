@@ -25,13 +25,13 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.linalg import vecdot
 
 Maps: TypeAlias = Float[Tensor, "batch h w"]
-Pixels: TypeAlias = Float[Tensor, "batch pixel"]
-Values: TypeAlias = Float[Tensor, " batch"]
+Pixels: TypeAlias = Float[np.ndarray, "batch pixel"]
+Chosen: TypeAlias = Bool[np.ndarray, "batch pixel"]
+Values: TypeAlias = Float[np.ndarray, " batch"]
 
 HEATMAP_METRICS = ("mse", "mse_empty", "cc", "kld", "sim", "nss", "auc_judd")
 """Lower is better for `mse`, `mse_empty` and `kld`, higher for the others."""
@@ -63,17 +63,24 @@ MIT = Conventions(kld_epsilon=2.2204e-16, sim_min_max=True)
 """Of the MIT saliency benchmark (github.com/cvzoya/saliency)."""
 
 
-def heatmap_metrics(predicted: Maps, target: Maps, conventions: Conventions = RICHHF) -> dict[str, Values]:
+def heatmap_metrics(
+    predicted: Maps, target: Maps, conventions: Conventions = RICHHF
+) -> dict[str, Float[Tensor, " batch"]]:
     """Every metric of `HEATMAP_METRICS` for each map, in float64; see the head of this module.
+
+    It is NumPy's work, on the CPU, where sorting, counting and calls for few pixels are faster than torch's.
 
     Raises:
         ValueError: Shapes that differ, no maps, or values outside [0, 1].
     """
     _check(predicted, target)
-    p, g = predicted.flatten(1), target.flatten(1)
+    p, g = _pixels(predicted), _pixels(target)
     size = max(1, BLOCK_PIXELS // p.shape[1])
-    blocks = [_judge(*block, conventions) for block in zip(p.split(size), g.split(size), strict=True)]
-    return {name: torch.cat([block[name] for block in blocks]) for name in HEATMAP_METRICS}
+    blocks = [(p[start : start + size], g[start : start + size]) for start in range(0, len(p), size)]
+    with np.errstate(divide="ignore", invalid="ignore"):  # what is not defined is NaN
+        judged = [_judge(*block, conventions) for block in blocks]
+    found = {name: np.concatenate([block[name] for block in judged]) for name in HEATMAP_METRICS}
+    return {name: torch.from_numpy(values).to(predicted.device) for name, values in found.items()}
 
 
 def _check(predicted: Maps, target: Maps) -> None:
@@ -87,80 +94,107 @@ def _check(predicted: Maps, target: Maps) -> None:
             raise ValueError(f"The {name} maps must be one or more in [0, 1] without NaN; divide 8-bit maps by 255.")
 
 
+def _pixels(maps: Maps) -> Pixels:
+    return maps.to(torch.promote_types(maps.dtype, torch.float32)).flatten(1).detach().cpu().numpy()
+
+
 def _judge(predicted: Pixels, target: Pixels, conventions: Conventions) -> dict[str, Values]:
-    p, g = predicted.double(), target.double()
-    empty, flat_p, flat_g = g.amax(1) == 0, _is_constant(p), _is_constant(g)
-    fixated = target > conventions.fixated_above
-    error, centred_p, centred_g = p - g, p - p.mean(1, keepdim=True), g - g.mean(1, keepdim=True)
-    square_p, square_g = vecdot(centred_p, centred_p), vecdot(centred_g, centred_g)
-    mse = vecdot(error, error) / p.shape[1]
-    cc = vecdot(centred_p, centred_g) / (square_p * square_g).sqrt()
-    nss = vecdot(centred_p, fixated.double()) / fixated.sum(1) / (square_p / (p.shape[1] - 1)).sqrt()
+    p, g = predicted.astype(np.float64), target.astype(np.float64)
+    flat_p, flat_g, fixated = _is_constant(predicted), _is_constant(target), target > conventions.fixated_above
+    marked = _Places.of(target != 0)
+    some = marked if conventions.fixated_above == 0 else _Places.of(fixated)
+    error, centred_p, centred_g = p - g, p - p.mean(1, keepdims=True), g - g.mean(1, keepdims=True)
+    square_p, square_g = np.vecdot(centred_p, centred_p), np.vecdot(centred_g, centred_g)
+    mse = np.vecdot(error, error) / p.shape[1]
+    cc = np.vecdot(centred_p, centred_g) / np.sqrt(square_p * square_g)
+    nss = some.total(centred_p.ravel()[some.places]) / some.count / np.sqrt(square_p / (p.shape[1] - 1))
+    empty = marked.count == 0
     return {
         "mse": mse,
-        "mse_empty": mse.masked_fill(~empty, torch.nan),
-        "cc": cc.masked_fill(flat_p | flat_g, 0.0).masked_fill(empty, torch.nan),
-        "kld": _kld(p, g, conventions.kld_epsilon).masked_fill(empty, torch.nan),
-        "sim": _sim(p, g, conventions.sim_min_max).masked_fill(empty, torch.nan),
-        "nss": nss.masked_fill(flat_p & fixated.any(1), 0.0),
-        "auc_judd": _auc_judd(predicted, fixated),
+        "mse_empty": np.where(empty, mse, np.nan),
+        "cc": np.where(empty, np.nan, np.where(flat_p | flat_g, 0.0, cc)),
+        "kld": np.where(empty, np.nan, _kld(p, g, marked, conventions.kld_epsilon)),
+        "sim": np.where(empty, np.nan, _sim(p, g, marked, conventions.sim_min_max)),
+        "nss": np.where(flat_p & (some.count > 0), 0.0, nss),
+        "auc_judd": np.array([_auc_judd(*pair) for pair in zip(predicted, fixated, strict=True)]),
     }
 
 
-def _is_constant(maps: Pixels) -> Bool[Tensor, " batch"]:
-    return maps.amin(1) == maps.amax(1)
+@dataclass(frozen=True)
+class _Places:
+    """Some pixels of a batch of maps, most often few: sums over them need not see the others.
+
+    Attributes:
+        places: Where they are in the flattened batch.
+        maps: The map of each.
+        count: How many each map has.
+    """
+
+    places: Int[np.ndarray, " place"]
+    maps: Int[np.ndarray, " place"]
+    count: Int[np.ndarray, " batch"]
+
+    @classmethod
+    def of(cls, chosen: Chosen) -> "_Places":
+        places = np.flatnonzero(chosen)
+        count = np.count_nonzero(chosen, axis=1)
+        return cls(places, np.repeat(np.arange(len(chosen)), count), count)
+
+    def total(self, values: Float[np.ndarray, " place"]) -> Values:
+        """The sum for each map of a value for each place."""
+        return np.bincount(self.maps, values, len(self.count)).astype(np.float64)  # of nothing it counts whole numbers
+
+    def shares(self, pixels: Pixels, epsilon: float = 0.0) -> Float[np.ndarray, " place"]:
+        """What the pixels have of the sum of their whole map."""
+        return pixels.ravel()[self.places] / (pixels.sum(1) + epsilon)[self.maps]
 
 
-def _kld(p: Pixels, g: Pixels, epsilon: float) -> Values:
-    """Only where G is not 0: the other terms are, and most pixels are such."""
-    marked = g.flatten().nonzero()[:, 0]
-    maps, none = marked // g.shape[1], g.new_zeros(len(g))
-    p, g = (values.flatten()[marked] / (values.sum(1) + epsilon)[maps] for values in (p, g))
-    return none.index_add(0, maps, g * (g / (p + epsilon) + epsilon).log())
+def _is_constant(maps: Pixels) -> Bool[np.ndarray, " batch"]:
+    return maps.min(1) == maps.max(1)
 
 
-def _sim(p: Pixels, g: Pixels, min_max: bool) -> Values:
+def _kld(p: Pixels, g: Pixels, marked: _Places, epsilon: float) -> Values:
+    """Where G is 0 the terms are."""
+    share_p, share_g = marked.shares(p, epsilon), marked.shares(g, epsilon)
+    return marked.total(share_g * np.log(share_g / (share_p + epsilon) + epsilon))
+
+
+def _sim(p: Pixels, g: Pixels, marked: _Places, min_max: bool) -> Values:
+    """Where G is 0 the lesser is; a stretched G is 0 there, too."""
     if min_max:
         p, g = _stretched(p), _stretched(g)
-    return torch.minimum((p / p.sum(1, keepdim=True)).nan_to_num(0.0), g / g.sum(1, keepdim=True)).sum(1)
+    return marked.total(np.minimum(np.nan_to_num(marked.shares(p)), marked.shares(g)))
 
 
 def _stretched(maps: Pixels) -> Pixels:
-    low, high = maps.amin(1, keepdim=True), maps.amax(1, keepdim=True)
-    return torch.where(high > low, (maps - low) / (high - low), maps)
+    low, high = maps.min(1, keepdims=True), maps.max(1, keepdims=True)
+    return np.where(high > low, (maps - low) / (high - low), maps)
 
 
-def _auc_judd(predicted: Pixels, fixated: Bool[Tensor, "batch pixel"]) -> Values:
-    """One sort a map. NumPy's sort of whole numbers is several times faster than torch's, which also moves places.
+def _auc_judd(values: Float[np.ndarray, " pixel"], fixated: Bool[np.ndarray, " pixel"]) -> float:
+    at_fixated = np.sort(values[fixated])
+    n, others = len(at_fixated), len(values) - len(at_fixated)
+    if n == 0 or others == 0:
+        return np.nan
+    missed = np.flatnonzero(np.diff(at_fixated, prepend=-1))  # the fixated pixels below each threshold
+    rejected = _count_below(values, at_fixated[missed]) - missed
+    true = np.concatenate([[0], (n - missed)[::-1], [n]])
+    false = np.concatenate([[0], (others - rejected)[::-1], [others]])
+    return float(np.trapezoid(true, false)) / (n * others)
 
-    Points of the curves are kept in flat arrays, map by map and by rising threshold; each map ends with (0, 0).
+
+def _count_below(
+    values: Float[np.ndarray, " pixel"], thresholds: Float[np.ndarray, " threshold"]
+) -> Int[np.ndarray, " threshold"]:
+    """How many values in [0, 1] are below each of some thresholds, which rise.
+
+    Values are counted in as many cells of equal width as there are values; those in the cells where a threshold is, a
+    few, are also sorted. To sort all takes twice as long.
     """
-    keys = _sorted_keys(predicted, fixated)
-    flat = np.flatnonzero(keys & 1 == 0)
-    maps, places = np.divmod(flat, keys.shape[1])
-    n = fixated.sum(1).cpu().numpy()
-    rank = np.arange(len(maps)) - (np.cumsum(n + 1) - (n + 1))[maps]
-    is_new = np.diff(keys.ravel()[flat], prepend=-1) != 0
-    maps, rank, places = maps[is_new], rank[is_new], places[is_new]
-    found, rejected = n[maps] - rank, places - rank  # fixated at or above the threshold; not fixated below it
-    step = np.where(rank == 0, rejected, np.diff(rejected, prepend=0))
-    height = np.where(rank == 0, found, (found + np.roll(found, 1)) / 2)
-    area = torch.from_numpy(np.bincount(maps, step * height, len(n)))
-    count = torch.from_numpy(n)
-    return (area / (count * (fixated.shape[1] - count))).to(predicted.device)
-
-
-def _sorted_keys(predicted: Pixels, fixated: Bool[Tensor, "batch pixel"]) -> np.ndarray:
-    """Whole numbers in the order of P, the last bit 0 at fixated pixels (which so come first among equals).
-
-    The bits of floats that are not negative are in their order (the shift makes 0 of -0). Behind each map stands one
-    more, highest and even.
-    """
-    values = predicted.to(torch.promote_types(predicted.dtype, torch.float32)).cpu().numpy()
-    bits = values.view(f"i{values.itemsize}")
-    keys = np.empty((len(bits), bits.shape[1] + 1), bits.dtype)
-    np.left_shift(bits, 1, out=keys[:, :-1])
-    keys[:, :-1] |= ~fixated.cpu().numpy()
-    keys[:, -1] = np.iinfo(keys.dtype).max - 1
-    keys.sort(axis=1)
-    return keys
+    scale = values.dtype.type(len(values) - 1)
+    cells, own = (values * scale).astype(np.intp), (thresholds * scale).astype(np.intp)
+    shared = np.zeros(len(values), bool)
+    shared[own] = True
+    near, counts = np.sort(values[shared[cells]]), np.bincount(cells, minlength=len(values))
+    counts[own] = 0
+    return np.searchsorted(near, thresholds) + np.cumsum(counts)[own]

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from jaxtyping import Float
 from torch import Tensor
 
@@ -53,19 +54,21 @@ def read_richhf(
 def join_images(folder: Path, split: str, max_missing: float = MAX_MISSING) -> list[str]:
     """Copy the images of a split out of the parquet files below `folder`, once; return those that are not there.
 
-    They are listed in `missing-SPLIT.txt`.
+    They are listed in `missing-SPLIT.txt`. Of several processes one copies and lists, and the others wait.
 
     Raises:
         ValueError: No such split, damaged files, or more than `max_missing` (a share) of the images are missing.
     """
     uids = _uids(folder, split)
     images = folder / "images"
-    if absent(uids, images) and (shards := sorted(folder.rglob("*.parquet"))):
-        extract(shards, uids, images)
     missing, listed = absent(uids, images), folder / f"missing-{split}.txt"
     if missing:
-        listed.write_text("".join(f"{uid}\n" for uid in missing), encoding="utf-8")
-    else:
+        with FileLock(folder / ".joining.lock"):
+            if shards := sorted(folder.rglob("*.parquet")):
+                extract(shards, uids, images)
+            missing = absent(uids, images)
+            listed.write_text("".join(f"{uid}\n" for uid in missing), encoding="utf-8")
+    if not missing:
         listed.unlink(missing_ok=True)
     if len(missing) > max_missing * len(uids):
         raise ValueError(

@@ -3,11 +3,13 @@
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from recipes import train_reward
@@ -15,10 +17,9 @@ from recipes.cli import main
 from recipes.learner import Learner
 from rewards.datasets.rich import read_rich_feedback
 from rewards.load import load_reward
-from rewards.rahf.config import RahfConfig
-from rewards.rahf.network import HEATMAPS, SCORES, RahfNetwork
+from rewards.rahf.network import HEATMAPS, SCORES
+from tests.recipes.feedback_files import save_start
 from tests.rewards.datasets.written import Row, make_rows, write_richhf
-from tests.rewards.test_rahf import TINY, save_rahf
 
 STEPS = ("--train.max_train_steps", "6", "--train.checkpointing_steps", "2", "--train.validation_steps", "3")
 SMALL = (*STEPS, "--train.train_batch_size", "3", "--train.lr_warmup_steps", "1", "--train.learning_rate", "1e-3")
@@ -51,12 +52,7 @@ def _renamed(row: Row) -> Row:
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny RAHF with its card."""
-    folder = tmp_path_factory.mktemp("start") / "rahf"
-    torch.manual_seed(0)
-    save_rahf(folder, RahfNetwork(RahfConfig(**TINY)))
-    card = {"reward": "rewards.rahf.critic:Rahf", "dimensions": list(SCORES), "licence": "none", "paper": "none"}
-    (folder / "align_reward.json").write_text(json.dumps(card))
-    return folder
+    return save_start(tmp_path_factory.mktemp("start") / "rahf")
 
 
 def _train(data: Path, out: Path, *more: str) -> int:
@@ -196,3 +192,16 @@ def test_the_sandbox_makes_its_own_data(tmp_path: Path, monkeypatch: pytest.Monk
     assert (folder / "test.jsonl").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="no data of the sandbox"):
         sandbox_feedback.resolve_data("sandbox-other")
+
+
+def test_a_second_process_waits_for_the_data_that_the_first_makes(tmp_path: Path) -> None:
+    from recipes import sandbox_feedback
+
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(tmp_path / ".test.lock"):  # a lock of its own, as another process has
+            second = pool.submit(sandbox_feedback.make, tmp_path, "test", "test", 2, 2, 19)
+            with pytest.raises(TimeoutError):
+                second.result(timeout=0.3)
+            (tmp_path / "test.jsonl").write_text("made by the first")
+        second.result()
+    assert (tmp_path / "test.jsonl").read_text() == "made by the first" and not (tmp_path / "test").exists()

@@ -1,11 +1,13 @@
 """A data set of 30 rows in the real layout of RichHF-18K, written byte by byte, and what can be wrong with it."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from rewards.datasets import pickapic
 from rewards.datasets.rich_feedback import Problem, RichFeedback
@@ -88,6 +90,17 @@ def test_found_images_are_struck_off_the_list(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").rename(shards)
     assert join_images(folder, "train") == []
     assert not (folder / "missing-train.txt").exists()
+
+
+def test_a_second_process_waits_until_the_first_has_joined(tmp_path: Path) -> None:
+    write_richhf(tmp_path, make_rows(6))
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(tmp_path / ".joining.lock"):  # a lock of its own, as another process has
+            second = pool.submit(join_images, tmp_path, "train")
+            with pytest.raises(TimeoutError):
+                second.result(timeout=0.3)
+            assert not (tmp_path / "images").exists()
+        assert second.result() == []
 
 
 def test_bad_rows_are_left_out_and_named(tmp_path: Path) -> None:

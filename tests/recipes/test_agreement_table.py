@@ -1,0 +1,42 @@
+"""How far people agree among themselves, against people whose common truth is known."""
+
+import numpy as np
+import pytest
+import torch
+
+from recipes.agreement_table import CEILING, ONE_PERSON, table
+from recipes.agreement_text import find
+from rewards.agreement import Agreement
+from rewards.datasets.rich_feedback import RichFeedback
+from rewards.metrics import plcc
+from rewards.rahf.network import HEATMAPS, SCORES
+
+
+@pytest.mark.parametrize(("people", "noise"), [(2, 0.4), (3, 0.6), (5, 1.0)])
+def test_the_ceiling_is_how_far_the_truth_agrees_with_the_mean_of_people(people: int, noise: float) -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.uniform(2, 4, 3000)
+    given = np.rint(truth[:, None] + generator.normal(0, noise, (3000, people))).clip(1, 5).astype(int)
+    mean = given.mean(1)
+    rows = [_row(number, mean[number], given[number].tolist()) for number in range(len(truth))]
+    found = table({"truth": Agreement({"overall": truth}, {}, None)}, rows, 0, 100)
+    reached, ceiling = find(found, "truth", "overall", "PLCC"), find(found, CEILING, "overall", "PLCC")
+    assert reached and ceiling and ceiling.value == pytest.approx(reached.value, abs=0.015)
+    one = find(found, ONE_PERSON, "overall", "PLCC")
+    others = [plcc(given[:, place].astype(float), np.delete(given, place, 1).mean(1)) for place in range(people)]
+    assert one and one.value == pytest.approx(np.mean(others)) and one.value < ceiling.value - 0.05
+
+
+def _row(number: int, mean: float, given: list[int]) -> RichFeedback:
+    names: tuple[str, ...] = SCORES
+    maps: tuple[str, ...] = HEATMAPS
+    return RichFeedback(
+        image_id=str(number),
+        prompt=f"prompt {number // 2}",
+        words=(),
+        misaligned=(),
+        scores=dict.fromkeys(names, (mean - 1) / 4),
+        heatmaps={name: lambda: torch.zeros(1, 1) for name in maps},
+        image=lambda: torch.zeros(3, 1, 1),
+        ratings=tuple(dict.fromkeys(names, rating) for rating in given),
+    )
