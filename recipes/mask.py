@@ -20,6 +20,7 @@ from align.masks import MaskSettings, Region, combined, find_regions, union
 from align.state import atomic_path
 from recipes.configs.mask import MaskConfig
 from recipes.configuration import launch
+from recipes.repair_look import check_maps
 from recipes.reward_names import announce
 from recipes.settings import as_yaml
 from rewards.base import Critic
@@ -28,8 +29,6 @@ from rewards.load import load_reward
 
 SIGNATURE = "align mask"
 """The text `Software` of the masks that are ours."""
-BOTH = "both"
-"""In place of a heatmap's name: the larger heat of all of them."""
 
 
 def main(config: MaskConfig, *, dry_run: bool = False) -> None:
@@ -61,18 +60,10 @@ def ask_critic(config: MaskConfig) -> Float[Tensor, "h w"]:
     image, device = _read(config.image), pick_device(config.device)
     set_threads()
     critic = load_reward(config.critic, device)
-    if not isinstance(critic, Critic):
-        raise ValueError(
-            f"{config.critic} gives scores and draws no heatmaps. Give --critic a reward that does, such as "
-            "sandbox-rahf or clip-gradient, without a dimension or a weight; or your own heatmap with --is_heatmap."
-        )
-    if config.heatmap not in (*critic.heatmaps, BOTH):
-        raise ValueError(
-            f"{config.critic} has no heatmap {config.heatmap!r}. Give --heatmap {', '.join(critic.heatmaps)} or {BOTH}."
-        )
+    names = check_maps(critic, config.heatmap)
+    assert isinstance(critic, Critic)  # it has maps
     with torch.no_grad():
         heatmaps = critic.critique(image[None].to(device), [config.prompt or ""]).heatmaps
-    names = critic.heatmaps if config.heatmap == BOTH else (config.heatmap,)
     return combined([heatmaps[name][0].float().cpu() for name in names])
 
 

@@ -109,8 +109,8 @@ def check_maps(critic: Reward, heatmap: str) -> tuple[str, ...]:
     """
     if not isinstance(critic, Critic):
         raise ValueError(
-            "The critic draws no heatmaps, so it does not say where to repaint. Use one that does, such as "
-            "sandbox-rahf or rahf-port (`align rewards ls` lists them), or give your own --mask."
+            "The critic draws no heatmaps, so it does not say where a picture is wrong. Use one that does, such as "
+            "sandbox-rahf or rahf-port, without a dimension or a weight; or give a mask or a heatmap of your own."
         )
     names = critic.heatmaps if heatmap == ALL_MAPS else (heatmap,)
     if not set(names) <= set(critic.heatmaps):

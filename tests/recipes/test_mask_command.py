@@ -148,11 +148,11 @@ def test_a_mask_of_ours_is_replaced_and_nothing_else(mask: Callable[..., Said], 
         (("clear.png", "--is_heatmap"), "clear.png has colours or transparent parts"),
         (
             ("picture.png", *CRITIC, "--heatmap", "gore"),
-            "no heatmap 'gore'. Give --heatmap implausibility",
+            "draws implausibility, misalignment, and no gore. Name one, or both",
         ),
         (
             ("picture.png", "--critic", "sandbox-clip", "--prompt", "x", "--device", "cpu"),
-            "sandbox-clip gives scores and draws no heatmaps. Give --critic a reward that does",
+            "The critic draws no heatmaps, so it does not say where a picture is wrong",
         ),
         (("picture.png", "--critic", "sandbox-clop", "--prompt", "x"), "Nearest names: sandbox-clip"),
         (("hot.png", "--is_heatmap", "--mask.floor", "2"), "--mask.floor: input should be less than or equal to 1"),
