@@ -53,7 +53,8 @@ def make(model: TextToImage, critic: Reward) -> Make:
 
     def made(own_masks: bool = False, **changes: Any) -> Repairer:
         few = SamplingSettings(num_inference_steps=2, guidance_scale=1.0, batch_size=4)
-        settings = RepairSettings(**{"sampling": few, "candidates": 2, "tolerance": 1.0, "min_gain": 0.0} | changes)
+        given: dict[str, Any] = {"sampling": few, "candidates": 2, "tolerance": 1.0, "min_gain": 0.0}
+        settings = RepairSettings(**given | changes)
         return Repairer(model, Looker(critic, settings, CPU, own_masks), settings)
 
     return made
