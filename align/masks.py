@@ -26,7 +26,7 @@ class MaskSettings:
 
     Arguments:
         threshold: A pixel is hot from this share of the map's peak on, in (0, 1].
-        floor: Connected hot pixels of which none is this hot, in (0, 1], are no flaw: a map without one has a peak, too.
+        floor: Connected pixels of which none is this hot, in (0, 1], are no flaw: a map without one has a peak, too.
         border: Width of the rim whose heat is ignored, in [0, 0.5). Predicted maps are often hot there for no reason.
         min_area: Connected hot pixels that are a smaller share of the image are specks, and dropped; in [0, 1].
         top_k: Regions to keep at most, by heat.
@@ -41,8 +41,8 @@ class MaskSettings:
         ValueError: A number outside its bounds.
     """
 
-    threshold: float = 0.5
-    floor: float = 0.5
+    threshold: float = 0.4
+    floor: float = 0.55
     border: float = 0.01
     min_area: float = 0.002
     top_k: int = 3

@@ -29,7 +29,7 @@ class RepairSettings(Settings, ABC):
     """How often what still glows is repainted, as long as something is gained."""
     objective: str = "plausibility"
     """The score that decides which candidate is the best."""
-    min_gain: float = Field(default=0.02, ge=0)
+    min_gain: float = Field(default=0.05, ge=0)
     """A candidate must be better than the picture as it is by more than this."""
     tolerance: float = Field(default=0.05, ge=0)
     """No other score may fall below that of the original by more than this."""
