@@ -61,6 +61,24 @@ def captions_of(folder: Path) -> dict[Path, str]:
     return _captions(path, path.stat().st_mtime_ns) if path else {}
 
 
+def column_of(folder: Path, name: str) -> dict[Path, float]:
+    """From the files that a folder's own metadata name to the numbers of one column.
+
+    Raises:
+        ValueError: No metadata, no such column, or one that does not hold numbers.
+    """
+    path = next((folder / file for file in METADATA if (folder / file).is_file()), None)
+    if path is None:
+        raise ValueError(f"{folder} has no {' or '.join(METADATA)}, so there is no column {name!r} of scores.")
+    rows = _rows(path)
+    if rows and not any(name in row for row in rows):
+        raise ValueError(f"{path} has no column {name!r}; it has {', '.join(map(str, rows[0]))}.")
+    try:
+        return {folder / str(row["file_name"]): float(row[name]) for row in rows if row.get(name) is not None}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: the column {name!r} must hold a number for each file_name ({error!r}).") from error
+
+
 @lru_cache(maxsize=64)
 def _captions(path: Path, changed_ns: int) -> dict[Path, str]:
     """Read once, as long as the file does not change."""
