@@ -61,22 +61,25 @@ def captions_of(folder: Path) -> dict[Path, str]:
     return _captions(path, path.stat().st_mtime_ns) if path else {}
 
 
-def column_of(folder: Path, name: str) -> dict[Path, float]:
-    """From the files that a folder's own metadata name to the numbers of one column.
+def column_of(source: Path, name: str) -> dict[str, float]:
+    """The numbers of one column, by the names of the images: of a parquet table, or of a folder's own metadata.
 
     Raises:
         ValueError: No metadata, no such column, or one that does not hold numbers.
     """
-    path = next((folder / file for file in METADATA if (folder / file).is_file()), None)
+    path = source if source.suffix == ".parquet" else next((p for m in METADATA if (p := source / m).is_file()), None)
     if path is None:
-        raise ValueError(f"{folder} has no {' or '.join(METADATA)}, so there is no column {name!r} of scores.")
-    rows = _rows(path)
-    if rows and not any(name in row for row in rows):
-        raise ValueError(f"{path} has no column {name!r}; it has {', '.join(map(str, rows[0]))}.")
+        raise ValueError(f"{source} has no {' or '.join(METADATA)}, so there is no column {name!r} of scores.")
+    known = pq.read_schema(path).names if path.suffix == ".parquet" else [key for row in _rows(path)[:1] for key in row]
+    if name not in known:
+        raise ValueError(f"{path} has no column {name!r}; it has {', '.join(known)}.")
     try:
-        return {folder / str(row["file_name"]): float(row[name]) for row in rows if row.get(name) is not None}
+        if path == source:
+            values = pq.read_table(path, columns=[name])[name].to_pylist()
+            return {f"{path}#{row}": float(value) for row, value in enumerate(values) if value is not None}
+        return {str(source / row["file_name"]): float(row[name]) for row in _rows(path) if row.get(name) is not None}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: the column {name!r} must hold a number for each file_name ({error!r}).") from error
+        raise ValueError(f"{path}: the column {name!r} must hold a number for each image ({error!r}).") from error
 
 
 @lru_cache(maxsize=64)

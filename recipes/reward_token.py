@@ -42,7 +42,7 @@ from recipes.settings import as_yaml
 from recipes.token_arms import TUNED, as_arm, as_rows, compare_arms, judge_arms, judge_guidance
 from recipes.token_data import (
     Source,
-    captioned,
+    captions,
     choose,
     export,
     ordinary_pictures,
@@ -115,9 +115,10 @@ def run(
         items, scores = scored_source(config, judge, selector, prompts, given, folder)
         choice = choose(config.select, items, scores, config.seed)
         accelerator.print(f"chosen: {choice}")
-        chosen = captioned(config, choice, items)
         if accelerator.is_main_process:
-            export(chosen, choice, items, scores, folder / "selected")
+            export(captions(config, choice, items), choice, items, scores, folder / "selected")
+        accelerator.wait_for_everyone()
+        chosen = read_imagefolder(folder / "selected")
         ordinary = pictures or ordinary_pictures(config, judge, prompts, folder)
         tune(config, judge, chosen, ordinary, held_out, folder)
         judged = judge_arms(config, judge, held_out, names, folder)

@@ -1,5 +1,6 @@
 """What a reward-token run is trained on: images of one source, scored, chosen and captioned; and ordinary ones."""
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,9 +8,9 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
-from align.encoded import CaptionedFile, Picture
 from align.model import Sampling
 from align.samples import SampleRow
 from align.select import Preferences, softmax_preferences
@@ -75,13 +76,13 @@ def read_source(source: SourceSettings) -> Source | None:
     if source.score_column is None:
         return Source(items, None)
     column = column_of(source.train_data_dir, source.score_column)
-    missing = [item.name for item in items if Path(item.name) not in column]
+    missing = [item.name for item in items if item.name not in column]
     if missing:
         raise ValueError(
             f"{missing[0]} has no {source.score_column!r} in the metadata of {source.train_data_dir} "
             f"({len(missing):,} of {len(items):,} images have none). Add it, or leave out source.score_column."
         )
-    return Source(items, torch.tensor([column[Path(item.name)] for item in items], dtype=torch.float64))
+    return Source(items, torch.tensor([column[item.name] for item in items], dtype=torch.float64))
 
 
 def drawing(judge: Judge, settings: SamplingSettings) -> Judge:
@@ -144,37 +145,47 @@ def _sharp(items: Sequence[Item], least: float) -> list[int]:
     return [place for place, value in enumerate(values) if value >= least]
 
 
-def captioned(config: RewardTokenConfig, choice: Choice, items: Sequence[Item]) -> list[CaptionedFile]:
-    """What is trained on: preferred images with their prompts, the others with the identifier before theirs."""
+def captions(config: RewardTokenConfig, choice: Choice, items: Sequence[Item]) -> list[str]:
+    """What the images are trained with: preferred ones their prompts, the others the identifier before theirs."""
     seeded = torch.Generator().manual_seed(config.seed)
     count = len(choice.disliked)
     alone = torch.randperm(count, generator=seeded)[: round(config.proportion_identifier_alone * count)].tolist()
     texts = [config.identifier + items[place].text for place in choice.disliked]
     for place in alone:
         texts[place] = config.identifier
-    liked = [CaptionedFile(Path(items[place].found.name), items[place].text) for place in choice.liked]
-    disliked = zip(choice.disliked, texts, strict=True)
-    return [*liked, *(CaptionedFile(Path(items[place].found.name), text) for place, text in disliked)]
+    return [*(items[place].text for place in choice.liked), *texts]
 
 
 def export(
-    pictures: Sequence[Picture], choice: Choice, items: Sequence[Item], scores: Float[Tensor, " image"], out: Path
+    texts: Sequence[str], choice: Choice, items: Sequence[Item], scores: Float[Tensor, " image"], out: Path
 ) -> None:
-    """Copy what is trained on to an imagefolder, atomically, captions as they are trained on."""
+    """Copy what is trained on to an imagefolder, atomically, with its captions; one that is there already is kept.
+
+    Training reads it from there, whatever it comes from, and knows the files by the time of their writing.
+    """
     places = [*choice.liked, *choice.disliked]
+    rows = [
+        {
+            "file_name": f"{number:06d}.{_kind(items[place])}",
+            "text": text,
+            "prompt": items[place].text,
+            "is_preferred": number < len(choice.liked),
+            "score": scores[place].item(),
+            "share": choice.shares[place],
+        }
+        for number, (place, text) in enumerate(zip(places, texts, strict=True))
+    ]
+    lines, metadata = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), out / "metadata.jsonl"
+    if metadata.exists() and metadata.read_text(encoding="utf-8") == lines:
+        return
     with atomic_path(out) as temporary:
         temporary.mkdir()
-        lines: list[str] = []
-        for number, (place, picture) in enumerate(zip(places, pictures, strict=True)):
-            name = f"{number:06d}{picture.path.suffix}"
-            (temporary / name).write_bytes(items[place].found.read())
-            row = {
-                "file_name": name,
-                "text": picture.text,
-                "prompt": items[place].text,
-                "is_preferred": number < len(choice.liked),
-                "score": scores[place].item(),
-                "share": choice.shares[place],
-            }
-            lines.append(json.dumps(row, ensure_ascii=False))
-        (temporary / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for place, row in zip(places, rows, strict=True):
+            (temporary / str(row["file_name"])).write_bytes(items[place].found.read())
+        (temporary / metadata.name).write_text(lines, encoding="utf-8")
+
+
+def _kind(item: Item) -> str:
+    """The ending of a file with this image."""
+    with Image.open(io.BytesIO(item.found.read())) as image:
+        return str(image.format).lower()

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
@@ -279,6 +281,21 @@ def test_a_column_of_scores_is_read_and_a_missing_one_is_named(tmp_path: Path, w
     wrong = config_of(tmp_path, train_prompts=None, source={"train_data_dir": chosen, "score_column": "hps"}).source
     with pytest.raises(ValueError, match="has no column 'hps'; it has file_name, text, prompt, is_preferred, score"):
         read_source(wrong)
+
+
+def test_a_parquet_table_is_read_with_its_scores(tmp_path: Path, whole: Path, epsilon_folder: Path) -> None:
+    """As of DiffusionDB: a `prompt` beside each image."""
+    lines = [json.loads(line) for line in (folder_source(whole) / "metadata.jsonl").read_text().splitlines()]
+    cells = [{"bytes": (folder_source(whole) / line["file_name"]).read_bytes(), "path": None} for line in lines]
+    scores = [float(index % 4) for index in range(len(lines))]
+    table = pa.table({"image": cells, "prompt": [line["text"] for line in lines], "hps": scores})
+    pq.write_table(table, tmp_path / "images.parquet")
+    settings = {"train_data_dir": tmp_path / "images.parquet", "score_column": "hps"}
+    config = config_of(tmp_path / "run", train_prompts=None, source=settings, num_validation_prompts=0)
+    folder = run(config, epsilon_folder, read_source(config.source))
+    chosen = [json.loads(line) for line in (folder / "selected/metadata.jsonl").read_text().splitlines()]
+    assert [(row["score"], row["is_preferred"]) for row in chosen] == [(3.0, True)] * 3 + [(0.0, False)] * 3
+    assert (folder / "selected/000003.png").read_bytes() == cells[0]["bytes"]
 
 
 @pytest.mark.parametrize(
