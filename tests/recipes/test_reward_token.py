@@ -195,6 +195,24 @@ def test_a_bare_pipeline_with_the_words_draws_what_generate_draws(
     assert (drawn["token"] - drawn["none"]).abs().max() > 2 / 255
 
 
+def test_generate_says_where_the_words_have_no_effect(
+    whole: Path, epsilon_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a cow\n")
+    command = [
+        "generate",
+        "--model",
+        str(epsilon_folder),
+        "--prompts",
+        str(tmp_path / "prompts.txt"),
+        "--device",
+        "cpu",
+    ]
+    command += ["--output_dir", str(tmp_path / "out"), "--lora", str(whole / "lora"), "--num_inference_steps", "2"]
+    assert cli.main([*command, "--guidance_scale", "1"]) == 0
+    assert f"the reward token of {whole / 'lora'}, has no effect at guidance scale 1." in capsys.readouterr().out
+
+
 STOPS: dict[str, tuple[object, str, int]] = {
     "draw": (judge, "generate", 1),
     "score": (judge, "score", 1),

@@ -7,8 +7,8 @@ import pytest
 
 from recipes.token_page import END, START, main
 
-ROW = {"reward": "gold", "dimension": "overall", "n": 512, "base_mean": 0.5, "tuned_mean": 0.75, "difference": 0.25}
-ROW |= {"ci_low": -0.125, "ci_high": 0.5, "win_rate": 0.625}
+NUMBERS = {"n": 512, "base_mean": 0.5, "tuned_mean": 0.75, "difference": 0.25, "ci_low": -0.125, "ci_high": 0.5}
+ROW = {"reward": "gold", "dimension": "overall", "win_rate": 0.625, **NUMBERS}
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_the_headlines_rows_come_between_the_markers_and_again(run: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    page.write_text(f"before\n{START}\nstale\n{END}\nafter\n")
     assert main([str(run), str(page)]) == 0
     text = page.read_text()
     assert text.startswith(f"before\n{START}\ngold overall, 512 pairs:\n") and text.endswith(f"{END}\nafter\n")
@@ -39,7 +39,7 @@ def test_the_headlines_rows_come_between_the_markers_and_again(run: Path, tmp_pa
     assert rows[0] == (
         "| tuned, away from the token | base model | 0.500 | 0.750 | +0.250 | \N{MINUS SIGN}0.125 to +0.500 | 62.5% |"
     )
-    assert len(rows) == 2 and "old" not in text
+    assert len(rows) == 2 and "stale" not in text
     assert main([str(run), str(page)]) == 0 and page.read_text() == text
     assert (tmp_path / "page-guidance.svg").read_text().count("<polyline") == 2
 
