@@ -1,5 +1,6 @@
 """Settings of `recipes/filter_finetune.py`, also `align filter-finetune`."""
 
+from abc import ABC
 from pathlib import Path
 from typing import Literal
 
@@ -59,7 +60,7 @@ class RegularizationSettings(Settings):
         return self
 
 
-class LoopSettings(Settings):
+class LoopSettings(Settings, ABC):
     """The fine-tuning loop, whatever the images are."""
 
     learning_rate: float = Field(default=1e-4, gt=0)

@@ -58,6 +58,10 @@ class RegularizationSettings(Settings):
     """How many are mixed in for each selected image."""
 
 
+class TrainSettings(LoopSettings):
+    """The fine-tuning loop."""
+
+
 class EvaluateSettings(Settings):
     """The comparison on held-out prompts, all ways of drawing with the same seeds."""
 
@@ -100,7 +104,7 @@ class RewardTokenConfig(Settings):
     """Which images are preferred, and which are not."""
     regularization: RegularizationSettings = RegularizationSettings()
     """Ordinary images."""
-    train: LoopSettings = LoopSettings()
+    train: TrainSettings = TrainSettings()
     """The fine-tuning loop."""
     lora: LoraSettings = LoraSettings()
     """The adapter."""
