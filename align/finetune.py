@@ -1,7 +1,7 @@
 """LoRA fine-tuning of a text-to-image model on images of its own or others': encoded once, then trained on."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +68,7 @@ def train_lora(
     accelerator: Accelerator,
     start_from: Path | None = None,
     validation: Validation | None = None,
+    header: Mapping[str, str] | None = None,
 ) -> None:
     """Train a LoRA on images, checkpoints in `folder/checkpoints`, into `folder/lora`; the model is left as it was.
 
@@ -84,6 +85,7 @@ def train_lora(
         accelerator: The processes that share the work.
         start_from: A LoRA to go on with, instead of a new one.
         validation: What is looked at meanwhile.
+        header: What the LoRA's file says beside its settings, see `align.lora.save_lora`.
 
     Raises:
         ValueError: `min_timestep` leaves no noise level, or a share of ordinary images is asked for and there is none.
@@ -99,7 +101,7 @@ def train_lora(
     train(model.denoiser, batches, loss, settings.loop, folder / "checkpoints", log, accelerator, validation)
     if accelerator.is_main_process:
         shutil.rmtree(encoded)  # before the LoRA is there: a finished training does not look again
-        lora.save_lora(model, folder / "lora")
+        lora.save_lora(model, folder / "lora", header)
     accelerator.wait_for_everyone()
     lora.eject(model.denoiser)
 

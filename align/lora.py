@@ -23,6 +23,9 @@ from align.state import atomic_path, save_tensors
 
 ADAPTER = "default"
 
+REWARD_TOKEN = "align.reward_token"
+"""In the header of a LoRA's file: the words that mark images people do not like, for the negative prompt."""
+
 
 def inject(module: nn.Module, rank: int, lora_alpha: int, target_modules: Sequence[str], seed: int) -> None:
     """Put a trainable LoRA of scale `lora_alpha / rank` beside each targeted layer of `module`, and freeze all else.
@@ -62,10 +65,24 @@ def eject(module: nn.Module) -> None:
         module._hf_peft_config_loaded = False  # pyright: ignore[reportPrivateUsage]
 
 
-def save_lora(model: TextToImage, folder: Path) -> Path:
+def token_header(reward_token: str) -> dict[str, str]:
+    """What to add to a LoRA's header so that readers know its words: ours, and the trigger phrase of modelspec."""
+    return {REWARD_TOKEN: reward_token, "modelspec.trigger_phrase": reward_token.strip()}
+
+
+def read_reward_token(path: Path) -> str | None:
+    """The words that a LoRA's file (or a folder with one) asks to have as negative prompt; None where it has none.
+
+    Raises:
+        ValueError: The file is missing or damaged.
+    """
+    return _open(path / LORA_WEIGHT_NAME_SAFE if path.is_dir() else path)[1].get(REWARD_TOKEN)
+
+
+def save_lora(model: TextToImage, folder: Path, header: Mapping[str, str] | None = None) -> Path:
     """Write the LoRA of `model` to `folder/pytorch_lora_weights.safetensors`, atomically, and return that path.
 
-    The file is what diffusers' `load_lora_weights` reads, its alpha included.
+    The file is what diffusers' `load_lora_weights` reads, its alpha included. `header` is added to its own.
     """
     configs: Any = model.denoiser.peft_config
     metadata = {f"{model.denoiser_name}.{key}": value for key, value in _settings(configs[ADAPTER]).items()}
@@ -75,7 +92,7 @@ def save_lora(model: TextToImage, folder: Path) -> Path:
         save_tensors(
             {f"{model.denoiser_name}.{name}": tensor for name, tensor in tensors.items()},
             temporary,
-            {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(metadata, sort_keys=True)},
+            {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(metadata, sort_keys=True), **(header or {})},
         )
     return path
 
@@ -164,11 +181,19 @@ def _linear_names(module: nn.Module) -> list[str]:
 
 def _read(file: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """The tensors of a LoRA file by peft's names, and the settings of its LoRA where they are there."""
+    tensors, _, metadata = _open(file)
+    _check_keys(file, tensors, prefix)
+    settings = {name.removeprefix(f"{prefix}."): value for name, value in metadata.items()}
+    return {_peft_name(name, prefix): tensor for name, tensor in tensors.items()}, settings or None
+
+
+def _open(file: Path) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Any]]:
+    """All that is in a LoRA file: its tensors, its header, and of that the settings of its LoRA."""
     try:
         with safe_open(file, framework="pt") as handle:
             tensors: dict[str, Tensor] = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
             header: dict[str, str] = handle.metadata() or {}
-        metadata = json.loads(header.get(LORA_ADAPTER_METADATA_KEY, "{}"))
+        return tensors, header, json.loads(header.get(LORA_ADAPTER_METADATA_KEY, "{}"))
     except FileNotFoundError as error:
         raise ValueError(
             f"There is no LoRA at {file}. Give a .safetensors file, or a folder that holds {LORA_WEIGHT_NAME_SAFE}."
@@ -177,9 +202,6 @@ def _read(file: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any] | 
         raise ValueError(
             f"The LoRA {file} cannot be read ({error}); it must be a complete safetensors file. Save or copy it again."
         ) from error
-    _check_keys(file, tensors, prefix)
-    settings = {name.removeprefix(f"{prefix}."): value for name, value in metadata.items()}
-    return {_peft_name(name, prefix): tensor for name, tensor in tensors.items()}, settings or None
 
 
 def _peft_name(name: str, prefix: str) -> str:

@@ -1,5 +1,6 @@
 """Scores in, indices out: which candidates are kept for fine-tuning, and what best-of-k would give. Pure functions."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,63 @@ class Selection:
     threshold: float | None
     prompts: int
     prompts_below_threshold: int
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """Which of many images stand out among those of their own prompt, and how far.
+
+    Attributes:
+        preferred: Indices of images, by the first image of their prompt; at most one of a prompt.
+        preferred_shares: The softmax share of each of them in its group.
+        nonpreferred: The same at the other end: at most one of a prompt.
+        nonpreferred_shares: The softmax share of each of them, of the negated scores.
+        groups: How many prompts had enough images.
+        prompts: How many prompts there were.
+    """
+
+    preferred: tuple[int, ...]
+    preferred_shares: tuple[float, ...]
+    nonpreferred: tuple[int, ...]
+    nonpreferred_shares: tuple[float, ...]
+    groups: int
+    prompts: int
+
+
+def softmax_preferences(
+    scores: Float[Tensor, " image"],
+    groups: Int[Tensor, " image"],
+    scale: float,
+    min_group_size: int = 4,
+    margin: float = 2.0,
+) -> Preferences:
+    """Of each prompt the image that stands out at the top, and the one at the bottom (arXiv 2303.14420, section 5).
+
+    With p = softmax(scale * scores) over the n images of a prompt, the best one is preferred if its p is above
+    margin / n; of the negated scores, likewise, the worst one is not preferred. Of equal scores the first image counts.
+
+    Arguments:
+        scores: Of the images.
+        groups: The prompt of each image, as any number that tells prompts apart.
+        scale: What scores are multiplied by: 100 for the cosines of HPS, or what a reward was trained with.
+        min_group_size: Prompts with fewer images are left out.
+        margin: Of p, in shares of an even one.
+
+    Raises:
+        ValueError: Scores that are not finite, lengths that differ, settings out of bounds, no prompt with enough
+            images, or nothing that stands out at one of the two ends.
+    """
+    values = _checked_images(scores, groups, scale, min_group_size, margin)
+    of_prompt = list(_by_group(groups))
+    large = [images for images in of_prompt if len(images) >= min_group_size]
+    if not large:
+        raise ValueError(
+            f"The largest of {len(of_prompt)} prompts has {max(map(len, of_prompt))} images, and a group needs "
+            f"min_group_size = {min_group_size}. Give more images of each prompt (prompts must be equal to the letter)."
+        )
+    best, best_shares = _outstanding(values * scale, large, margin, "preferred")
+    worst, worst_shares = _outstanding(values * -scale, large, margin, "non-preferred")
+    return Preferences(best, best_shares, worst, worst_shares, len(large), len(of_prompt))
 
 
 def best_of_n(scores: Float[Tensor, "prompt n"], per_prompt: int = 1, threshold: float | None = None) -> Selection:
@@ -82,6 +140,51 @@ def best_of_k_by_prompt(
         )
     worst_first = _best_first(values).flip(1)
     return (worth.gather(1, worst_first) @ _best_of_k_weights(values.shape[1])).to(scores.device)
+
+
+def _by_group(groups: Int[Tensor, " image"]) -> Iterator[Int[Tensor, " member"]]:
+    """The images of each group in their order; groups by their first image."""
+    _, number, counts = groups.cpu().unique(return_inverse=True, return_counts=True)
+    members = number.argsort(stable=True).split(counts.tolist())
+    yield from sorted(members, key=lambda images: int(images[0]))
+
+
+def _outstanding(
+    logits: Float[Tensor, " image"], groups: list[Tensor], margin: float, side: str
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The images whose share of their group is above margin / n, and these shares."""
+    tops = [logits[images].softmax(0).max(0) for images in groups]
+    evens = [top.values.item() * len(images) for top, images in zip(tops, groups, strict=True)]
+    if max(evens) <= margin:
+        raise ValueError(
+            f"No image is {side}: of {len(groups)} prompts, the one that stands out most has {max(evens):.4g} times an "
+            f"even share of the softmax, and the margin is {margin:g}. A margin below {max(evens):.4g} keeps "
+            "something, and so does a larger scale."
+        )
+    kept = [place for place, even in enumerate(evens) if even > margin]
+    indices = tuple(int(groups[place][tops[place].indices]) for place in kept)
+    return indices, tuple(tops[place].values.item() for place in kept)
+
+
+def _checked_images(
+    scores: Tensor, groups: Tensor, scale: float, min_group_size: int, margin: float
+) -> Float[Tensor, " image"]:
+    """The scores in float64 on the CPU."""
+    if scores.shape != groups.shape or scores.ndim != 1 or not len(scores):
+        raise ValueError(
+            f"Scores came with shape {tuple(scores.shape)} and groups with {tuple(groups.shape)}; give one score and "
+            "the number of its prompt for each of one or more images."
+        )
+    if not bool(scores.isfinite().all()):
+        raise ValueError(
+            f"{int((~scores.isfinite()).sum())} of {len(scores)} scores are not finite. Score those images again."
+        )
+    if scale <= 0 or margin < 1 or min_group_size < 2:
+        raise ValueError(
+            f"scale is {scale:g}, margin {margin:g} and min_group_size {min_group_size}; they must be above 0, at "
+            "least 1 (an even share) and at least 2."
+        )
+    return scores.detach().double().cpu()
 
 
 def _best_of_k_weights(n: int) -> Float[Tensor, "n n"]:

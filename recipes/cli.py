@@ -39,6 +39,11 @@ RECIPES = {
         "FilterFinetuneConfig",
         "Generate, score, keep the best, fine-tune a LoRA on them, and compare it with the base model.",
     ),
+    "reward-token": Recipe(
+        "reward_token",
+        "RewardTokenConfig",
+        "Tie disliked images to a few words, fine-tune a LoRA, and steer away from the words.",
+    ),
 }
 
 TOOLS = {

@@ -135,7 +135,7 @@ def one_round(
         model,
         selected_rows(candidates, selection),
         ordinary,
-        lora_training(config, seed, steps_before),
+        lora_training(config.train, config.lora, config.train.regularization.proportion, seed, steps_before),
         folder,
         judge.log,
         accelerator,

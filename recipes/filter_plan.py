@@ -5,7 +5,7 @@ from pathlib import Path
 
 from align.finetune import LoraTraining
 from align.train import TrainSettings
-from recipes.configs.filter_finetune import FilterFinetuneConfig
+from recipes.configs.filter_finetune import FilterFinetuneConfig, LoopSettings, LoraSettings
 
 
 def check_held_out(path: Path, prompts: Sequence[str]) -> None:
@@ -29,12 +29,11 @@ def plan(config: FilterFinetuneConfig, prompts: int, held_out: int) -> str:
     )
 
 
-def lora_training(config: FilterFinetuneConfig, seed: int, steps_before: int) -> LoraTraining:
-    """The settings of a round's fine-tuning."""
+def lora_training(
+    train: LoopSettings, lora: LoraSettings, regularization: float, seed: int, steps_before: int = 0
+) -> LoraTraining:
+    """The settings of a fine-tuning; `regularization` is the share of ordinary images."""
     own = {"train_batch_size", "proportion_empty_prompts", "min_timestep", "snr_gamma", "noise_offset"}
     elsewhere = {"regularization", "validation_steps", "mixed_precision"}
-    loop = TrainSettings(**config.train.model_dump(exclude=own | elsewhere), seed=seed, steps_before=steps_before)
-    share = config.train.regularization.proportion
-    return LoraTraining(
-        **config.lora.model_dump(), **config.train.model_dump(include=own), regularization=share, loop=loop
-    )
+    loop = TrainSettings(**train.model_dump(exclude=own | elsewhere), seed=seed, steps_before=steps_before)
+    return LoraTraining(**lora.model_dump(), **train.model_dump(include=own), regularization=regularization, loop=loop)

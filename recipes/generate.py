@@ -11,6 +11,7 @@ from align.device import pick_device, pick_dtype, set_threads
 from align.families.load import load_model
 from align.generate import generate
 from align.log import Log
+from align.lora import read_reward_token
 from align.model import Sampling
 from recipes.configs.generate import GenerateConfig
 from recipes.configuration import launch
@@ -31,7 +32,7 @@ def main(config: GenerateConfig, *, dry_run: bool = False) -> None:
     device = pick_device(config.device)
     accelerator = Accelerator(cpu=device.type == "cpu")
     model = load_model(path, device, pick_dtype(device), config.lora)
-    sampling = Sampling(config.num_inference_steps, config.guidance_scale, config.negative_prompt)
+    sampling = Sampling(config.num_inference_steps, config.guidance_scale, negative_prompt(config))
     n, size = config.samples_per_prompt, config.batch_size
     with Log(config.output_dir, is_main=accelerator.is_main_process) as log:
         generate(model, prompts, n, config.output_dir, config.seed, size, sampling, log, accelerator)
@@ -40,6 +41,16 @@ def main(config: GenerateConfig, *, dry_run: bool = False) -> None:
             f"{truncated} of {len(prompts)} prompts are longer than the model reads; their ends were not seen."
         )
     accelerator.print(f"{config.output_dir} holds {len(prompts) * n:,} images.")
+
+
+def negative_prompt(config: GenerateConfig) -> str:
+    """What the user says, else the words that the LoRA asks for, which are told."""
+    asked = read_reward_token(config.lora) if config.lora and not config.no_reward_token else None
+    if config.negative_prompt is not None or asked is None:
+        return config.negative_prompt or ""
+    effect = "is the negative prompt" if config.guidance_scale > 1 else "has no effect at guidance scale 1"
+    print(f"{asked!r}, the reward token of {config.lora}, {effect}.")
+    return asked
 
 
 if __name__ == "__main__":

@@ -61,6 +61,27 @@ def captions_of(folder: Path) -> dict[Path, str]:
     return _captions(path, path.stat().st_mtime_ns) if path else {}
 
 
+def column_of(source: Path, name: str) -> dict[str, float]:
+    """The numbers of one column, by the names of the images: of a parquet table, or of a folder's own metadata.
+
+    Raises:
+        ValueError: No metadata, no such column, or one that does not hold numbers.
+    """
+    path = source if source.suffix == ".parquet" else next((p for m in METADATA if (p := source / m).is_file()), None)
+    if path is None:
+        raise ValueError(f"{source} has no {' or '.join(METADATA)}, so there is no column {name!r} of scores.")
+    known = pq.read_schema(path).names if path.suffix == ".parquet" else [key for row in _rows(path)[:1] for key in row]
+    if name not in known:
+        raise ValueError(f"{path} has no column {name!r}; it has {', '.join(known)}.")
+    try:
+        if path == source:
+            values = pq.read_table(path, columns=[name])[name].to_pylist()
+            return {f"{path}#{row}": float(value) for row, value in enumerate(values) if value is not None}
+        return {str(source / row["file_name"]): float(row[name]) for row in _rows(path) if row.get(name) is not None}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: the column {name!r} must hold a number for each image ({error!r}).") from error
+
+
 @lru_cache(maxsize=64)
 def _captions(path: Path, changed_ns: int) -> dict[Path, str]:
     """Read once, as long as the file does not change."""

@@ -103,6 +103,20 @@ def rounds_chart(base_mean: float, means: Points, lows: Points, highs: Points) -
     return _svg(parts, f"Mean score, {base_mean:.4g} of the base model, {points[-1][1]:.4g} after the last round")
 
 
+def guidance_chart(
+    base: Sequence[tuple[float, float, float, float]], tuned: Sequence[tuple[float, float, float, float]]
+) -> Markup:
+    """Mean scores of both models over the guidance scale, as (scale, mean, low, high)."""
+    everything = [*base, *tuned]
+    scales = sorted({point[0] for point in everything})
+    frame = _Frame((scales[0] - 0.1, scales[-1] + 0.1), _padded([y for point in everything for y in point[1:]]))
+    parts = [frame.axes(ticks(*frame.x), "guidance scale")]
+    for points, kind in ((base, "mark"), (tuned, "curve")):
+        means, lows, highs = ([(point[0], point[column]) for point in points] for column in (1, 2, 3))
+        parts += [frame.whiskers(lows, highs), frame.line(means, kind), frame.dots(means)]
+    return _svg(parts, f"Mean score at guidance scales from {scales[0]:g} to {scales[-1]:g}, base and tuned model")
+
+
 def series_chart(points: Points) -> Markup:
     """A score over the steps of the training."""
     frame = _Frame(_steps([x for x, _ in points]), _padded([y for _, y in points]))

@@ -1,5 +1,6 @@
 """Settings of `recipes/filter_finetune.py`, also `align filter-finetune`."""
 
+from abc import ABC
 from pathlib import Path
 from typing import Literal
 
@@ -59,8 +60,8 @@ class RegularizationSettings(Settings):
         return self
 
 
-class TrainSettings(Settings):
-    """The fine-tuning loop."""
+class LoopSettings(Settings, ABC):
+    """The fine-tuning loop, whatever the images are."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
     """Step size of AdamW at its highest."""
@@ -97,8 +98,6 @@ class TrainSettings(Settings):
     """Size of a shift of the noise that all pixels of a channel share, for very dark and very bright images."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     """Decay of the average of the LoRA's weights over the steps, which is then the result; 0 is none."""
-    regularization: RegularizationSettings = RegularizationSettings()
-    """Ordinary images, mixed in so that the model does not drift."""
     validation_steps: int = Field(default=250, ge=1)
     """Steps between looks at the first validation prompts, see num_validation_prompts."""
     checkpointing_steps: int = Field(default=500, ge=1)
@@ -109,13 +108,20 @@ class TrainSettings(Settings):
     """Precision of the forward pass; the LoRA itself stays in float32."""
 
     @model_validator(mode="after")
-    def _warmup_is_used(self) -> "TrainSettings":
+    def _warmup_is_used(self) -> "LoopSettings":
         if self.lr_scheduler == "constant" and self.lr_warmup_steps:
             raise ValueError(
                 f"'train.lr_warmup_steps' is {self.lr_warmup_steps}, which 'train.lr_scheduler' constant ignores: use "
                 "constant_with_warmup, or 0 steps."
             )
         return self
+
+
+class TrainSettings(LoopSettings):
+    """The fine-tuning loop."""
+
+    regularization: RegularizationSettings = RegularizationSettings()
+    """Ordinary images, mixed in so that the model does not drift."""
 
 
 class LoraSettings(Settings):

@@ -24,8 +24,10 @@ class GenerateConfig(Settings):
     """Denoising steps."""
     guidance_scale: float = Field(default=7.5, ge=1)
     """Strength of classifier-free guidance; 1 is none."""
-    negative_prompt: str = ""
-    """What guidance leads away from."""
+    negative_prompt: str | None = None
+    """What guidance leads away from; null for the words that the LoRA asks for, if it does (see align reward-token)."""
+    no_reward_token: bool = False
+    """Leave out the words that the LoRA asks for."""
     batch_size: int = Field(default=32, ge=1)
     """Images sampled at once."""
     seed: int = Field(default=0, ge=0)

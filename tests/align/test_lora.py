@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from align.families.load import load_model
-from align.lora import eject, inject, load_lora, lora_digest, save_lora
+from align.lora import eject, inject, load_lora, lora_digest, read_reward_token, save_lora, token_header
 from align.model import Sampling, TextToImage
 
 CPU = torch.device("cpu")
@@ -193,6 +193,22 @@ class TestFile:
             "unet.r": RANK,
             "unet.target_modules": ["to_k", "to_out.0", "to_q", "to_v"],
         }
+
+    def test_words_in_the_header_are_read_and_do_not_matter_to_loading(
+        self, tiny_folder: Path, tuned: TextToImage, tmp_path: Path
+    ) -> None:
+        plain, file = (
+            save_lora(tuned, tmp_path / "plain"),
+            save_lora(tuned, tmp_path / "odd", token_header("Odd one. ")),
+        )
+        assert (read_reward_token(file), read_reward_token(tmp_path / "odd")) == ("Odd one. ", "Odd one. ")
+        assert read_reward_token(plain) is None
+        with safe_open(file, framework="pt") as handle:
+            assert handle.metadata()["modelspec.trigger_phrase"] == "Odd one."
+        models = [load_model(tiny_folder, CPU, lora=path) for path in (plain, file)]
+        assert models[0].fingerprint == models[1].fingerprint == tuned.fingerprint
+        with pytest.raises(ValueError, match="There is no LoRA at"):
+            read_reward_token(tmp_path)
 
     def test_loading_gives_the_same_picture_bit_for_bit(
         self, tiny_folder: Path, tuned: TextToImage, tmp_path: Path

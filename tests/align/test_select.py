@@ -2,14 +2,16 @@
 
 import itertools
 import math
+import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from jaxtyping import config
 from torch import Tensor
 
-from align.select import best_of_k_by_prompt, best_of_n, quantile_threshold
+from align.select import best_of_k_by_prompt, best_of_n, quantile_threshold, softmax_preferences
 
 
 @pytest.fixture
@@ -151,3 +153,74 @@ def test_a_judge_of_other_images_is_refused(unchecked_shapes: None) -> None:
 def test_a_flat_list_of_scores_is_refused(unchecked_shapes: None) -> None:
     with pytest.raises(ValueError, match=r"shape \(4,\); they must be \(prompts, samples\)"):
         best_of_n(torch.zeros(4))
+
+
+class TestSoftmaxPreferences:
+    """The selector of HPS, against a loop that does what the paper says, with nothing but the standard library."""
+
+    @staticmethod
+    def brute_force(values: list[float], scale: float, margin: float) -> int | None:
+        """The place that is chosen of one group, if any."""
+        powers = [math.exp(scale * (value - max(values))) for value in values]
+        shares = [power / sum(powers) for power in powers]
+        best = max(range(len(values)), key=lambda place: (shares[place], -place))
+        return best if shares[best] > margin / len(values) else None
+
+    def test_ten_thousand_random_groups_agree_with_brute_force(self) -> None:
+        generator = random.Random(0)
+        sizes = [generator.randint(1, 12) for _ in range(10_000)]
+        values = [round(generator.gauss(0.2, 0.02), generator.choice((2, 9))) for size in sizes for _ in range(size)]
+        numbers = [number for number, size in enumerate(sizes) for _ in range(size)]
+        order = list(range(len(values)))
+        generator.shuffle(order)
+        scores, groups = torch.tensor(values, dtype=torch.float64)[order], torch.tensor(numbers)[order]
+        found = softmax_preferences(scores, groups, scale=100.0)
+        members: dict[int, list[int]] = {}
+        for place, group in enumerate(groups.tolist()):
+            members.setdefault(group, []).append(place)
+        expected: tuple[list[int], list[int]] = ([], [])
+        for places in (places for places in members.values() if len(places) >= 4):
+            for side, sign in zip(expected, (1, -1), strict=True):
+                chosen = self.brute_force([sign * scores[place].item() for place in places], 100.0, 2.0)
+                if chosen is not None:
+                    side.append(places[chosen])
+        assert (list(found.preferred), list(found.nonpreferred)) == expected
+        assert found.prompts == 10_000 and found.groups == sum(size >= 4 for size in sizes)
+        assert 1000 < len(found.preferred) < found.groups and 1000 < len(found.nonpreferred) < found.groups
+        assert softmax_preferences(scores, groups, scale=100.0) == found
+
+    def test_at_most_one_of_each_side_of_a_prompt_and_the_first_of_equals(self) -> None:
+        scores, groups = torch.tensor([0.0, 3.0, 3.0, 0.0, 0.0, 0.0, 0.0, -9.0]), torch.tensor([7] * 8)
+        found = softmax_preferences(scores, groups, scale=1.0)
+        assert (found.preferred, found.nonpreferred) == ((1,), (7,))
+        assert found.preferred_shares == pytest.approx(scores.softmax(0)[1:2].tolist())
+
+    def test_the_scale_is_that_of_the_softmax(self) -> None:
+        scores, groups = torch.tensor([0.20, 0.21, 0.19, 0.22]), torch.zeros(4, dtype=torch.long)
+        with pytest.raises(ValueError, match=r"No image is preferred: of 1 prompts.* A margin below 1.015 keeps"):
+            softmax_preferences(scores, groups, scale=1.0)
+        assert softmax_preferences(scores, groups, scale=100.0).preferred == (3,)
+        assert softmax_preferences(scores, groups, scale=1.0, margin=1.0).preferred == (3,)
+
+    @pytest.mark.parametrize(
+        ("scores", "groups", "options", "message"),
+        [
+            (
+                [1.0, 2.0, 3.0],
+                [0, 0, 1],
+                {},
+                "The largest of 2 prompts has 2 images, and a group needs min_group_size = 4",
+            ),
+            ([1.0, math.nan], [0, 0], {}, "1 of 2 scores are not finite"),
+            ([1.0, 2.0], [0, 0, 0], {}, "give one score and the number of its prompt"),
+            ([0.0, 0.0, 0.0, 9.0], [0] * 4, {"margin": 3.9}, "No image is non-preferred"),
+            ([1.0, 2.0], [0, 0], {"scale": 0.0}, "they must be above 0"),
+        ],
+    )
+    @pytest.mark.usefixtures("unchecked_shapes")
+    def test_what_gives_nothing_is_an_error(
+        self, scores: list[float], groups: list[int], options: dict[str, float], message: str
+    ) -> None:
+        settings: Any = {"scale": 1.0} | options
+        with pytest.raises(ValueError, match=message):
+            softmax_preferences(torch.tensor(scores), torch.tensor(groups), **settings)

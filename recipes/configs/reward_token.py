@@ -1,0 +1,153 @@
+"""Settings of `recipes/reward_token.py`, also `align reward-token`."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from recipes.configs.filter_finetune import LoopSettings, LoraSettings, SamplingSettings
+from recipes.settings import Settings
+
+
+class SourceSettings(Settings):
+    """The images that people's taste is read from: several of each prompt."""
+
+    train_data_dir: Path | None = None
+    """An imagefolder or a .parquet table with captions, several images of a prompt; null for images that the base model
+    draws itself."""
+    score_column: str | None = None
+    """Take the scores from this column of the table or of the folder's metadata, instead of asking the reward."""
+    samples_per_prompt: int = Field(default=16, ge=2)
+    """Images that the base model draws of each prompt, where there is no folder."""
+    sampling: SamplingSettings = SamplingSettings()
+    """How it draws them, and the regularisation images."""
+
+    @model_validator(mode="after")
+    def _column_of_a_folder(self) -> "SourceSettings":
+        if self.score_column and not self.train_data_dir:
+            raise ValueError(
+                f"'source.score_column' is {self.score_column!r} and 'source.train_data_dir' null: images that are yet "
+                "to be drawn have no scores. Give the folder, or leave out the column."
+            )
+        return self
+
+
+class SoftmaxSettings(Settings):
+    """Which images are preferred and which are not: those that stand out among the images of their prompt."""
+
+    scale: float = Field(default=100.0, gt=0)
+    """What scores are multiplied by before the softmax: 100 for the cosines of HPS."""
+    margin: float = Field(default=2.0, ge=1)
+    """An image stands out if its share of the softmax is above margin / n, of n images."""
+    min_group_size: int = Field(default=4, ge=2)
+    """Prompts with fewer images are left out."""
+    min_sharpness: float = Field(default=0.0, ge=0)
+    """Leave out images below this sharpness, see align.sharpness; 0 keeps all."""
+    negative_ratio: float = Field(default=21 / 37, gt=0)
+    """Non-preferred images for each preferred one, at most."""
+
+
+class RegularizationSettings(Settings):
+    """Ordinary images, mixed in so that the model does not drift; the control is trained on them alone."""
+
+    train_data_dir: Path | None = None
+    """An imagefolder with captions; null for images that the base model draws of the training prompts."""
+    samples_per_prompt: int = Field(default=4, ge=1)
+    """Images that it draws of each prompt, where there is no folder."""
+    ratio: float = Field(default=200 / 58, gt=0)
+    """How many are mixed in for each selected image."""
+
+
+class TrainSettings(LoopSettings):
+    """The fine-tuning loop."""
+
+
+class EvaluateSettings(Settings):
+    """The comparison on held-out prompts, all ways of drawing with the same seeds."""
+
+    samples_per_prompt: int = Field(default=4, ge=1)
+    """Images for each validation prompt and each way of drawing."""
+    batch_size: int = Field(default=64, ge=1)
+    """Images scored at once."""
+    guidance_scales: list[float] = []
+    """Also compare base and tuned model at these guidance scales."""
+    guidance_samples_per_prompt: int = Field(default=2, ge=1)
+    """Images for each validation prompt there."""
+
+
+class RewardTokenConfig(Settings):
+    """Tie images that people do not like to a few words, fine-tune a LoRA, and steer away from the words."""
+
+    pretrained_model_name_or_path: str = "sandbox"
+    """The text-to-image model: a folder, a repository on the Hub, or `sandbox`."""
+    output_dir: Path
+    """The run's folder. To continue a run, give the same one again."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the run. Each image has its own, drawn from this, its prompt and its number."""
+    identifier: str = "Weird image. "
+    """The words before the captions of images that people do not like; the negative prompt afterwards."""
+    proportion_identifier_alone: float = Field(default=0.0, ge=0, lt=1)
+    """Share of those images whose caption is the words alone, as in a negative prompt."""
+    train_prompts: Path | None = None
+    """Prompts to draw from: .txt, one a line, .jsonl with a `text` a line, or `sandbox:train`; not with a folder."""
+    validation_prompts: Path
+    """The held-out prompts to compare on, in the same format, or `sandbox:validation`."""
+    num_validation_prompts: int = Field(default=8, ge=0)
+    """How many of them are drawn with the same seeds again and again during training; 0 for none."""
+    rewards: list[str] = Field(min_length=1)
+    """The rewards that select, each as NAME or NAME=WEIGHT, e.g. `sandbox-hps` or `my_reward:MyReward=0.5`."""
+    holdout_rewards: list[str] = []
+    """Rewards that only judge the result."""
+    source: SourceSettings = SourceSettings()
+    """What to select from."""
+    select: SoftmaxSettings = SoftmaxSettings()
+    """Which images are preferred, and which are not."""
+    regularization: RegularizationSettings = RegularizationSettings()
+    """Ordinary images."""
+    train: TrainSettings = TrainSettings()
+    """The fine-tuning loop."""
+    lora: LoraSettings = LoraSettings()
+    """The adapter."""
+    sampling: SamplingSettings = SamplingSettings()
+    """How images are drawn for the comparison; its negative prompt is used where the words are not."""
+    evaluate: EvaluateSettings = EvaluateSettings()
+    """The comparison."""
+    report_to: list[Literal["none", "wandb", "tensorboard"]] = ["none"]
+    """Where metrics go besides metrics.jsonl."""
+    device: str = "auto"
+    """Where to compute: a torch device, or `auto` for the best there is."""
+
+    @model_validator(mode="after")
+    def _identifier_says_something(self) -> "RewardTokenConfig":
+        if not self.identifier.strip() or self.identifier == self.identifier.rstrip():
+            raise ValueError(
+                f"'identifier' is {self.identifier!r}: it stands before a prompt, so it must say something and end in "
+                "a space, as in 'Weird image. '."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _guidance_reads_the_words(self) -> "RewardTokenConfig":
+        if self.sampling.guidance_scale == 1:
+            raise ValueError(
+                "'sampling.guidance_scale' is 1, where no negative prompt is read, so that the words would have no "
+                "effect. Give more, such as 7.5; images to select from have 'source.sampling' of their own."
+            )
+        if low := [scale for scale in self.evaluate.guidance_scales if scale < 1]:
+            raise ValueError(f"'evaluate.guidance_scales' holds {low[0]:g}; 1 is no guidance, and the least.")
+        return self
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "RewardTokenConfig":
+        if (self.train_prompts is None) == (self.source.train_data_dir is None):
+            raise ValueError(
+                f"'train_prompts' is {self.train_prompts} and 'source.train_data_dir' {self.source.train_data_dir}: "
+                "give one of them, prompts to draw from or a folder of images."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _none_stands_alone(self) -> "RewardTokenConfig":
+        if "none" in self.report_to and len(self.report_to) > 1:
+            raise ValueError(f"'report_to' names both none and others ({' '.join(self.report_to)}); drop none.")
+        return self

@@ -1,0 +1,91 @@
+"""The page of a reward-token run, its result for the terminal, and for W&B and TensorBoard."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from align.log import Log, read_metrics
+from align.report.arms import ArmsReport, ScalePoint, Versus, Way, write_arms
+from align.report.page import Histogram
+from recipes.configs.reward_token import RewardTokenConfig
+from recipes.judge import Judged
+from recipes.settings import leaf_fields
+from recipes.token_arms import ARMS, BASE, TUNED, Arm, Comparison, GuidancePoint, as_table
+from recipes.token_data import Choice
+
+SHOWN = 16
+"""Prompts whose pictures are shown."""
+
+
+def report(
+    config: RewardTokenConfig,
+    folder: Path,
+    judged: Mapping[str, Judged],
+    comparisons: Sequence[Comparison],
+    points: Sequence[GuidancePoint],
+    choice: Choice,
+    scores: Float[Tensor, " image"],
+    notes: Sequence[str],
+    log: Log,
+) -> Path:
+    """Write `folder/report.html`, log what came out, and print the table."""
+    selector, steps = list(judged[BASE.name].scores)[-1], config.train.max_train_steps
+    losses = [(row["step"], row["loss"]) for row in read_metrics(folder) if row["phase"] == "train"]
+    page = ArmsReport(
+        title=f"A reward token for {config.pretrained_model_name_or_path}: {config.identifier.strip()!r}",
+        comparisons=[Versus(one.arm.title, one.against.title, one.rows) for one in comparisons],
+        ways=[Way(arm.title, pictures(judged[arm.name])) for arm in ARMS],
+        prompts=[row.text for row in judged[BASE.name].rows[:: judged[BASE.name].n][:SHOWN]],
+        base_by_scale=by_scale(points, BASE),
+        tuned_by_scale=by_scale(points, TUNED),
+        notes=[f"Trained on {choice}.", *notes],
+        histograms=[
+            Histogram(f"{selector}, {name}", scores.tolist(), scores[list(places)].tolist())
+            for name, places in (("preferred", choice.liked), ("non-preferred", choice.disliked))
+        ],
+        losses={
+            "Training loss": [(step, loss) for step, loss in losses if step <= steps],
+            "Training loss of the control": [(step - steps, loss) for step, loss in losses if step > steps],
+        },
+        settings=flat(config),
+    )
+    path = write_arms(folder, page)
+    mirror(folder, comparisons, steps, log)
+    print(f"{as_table(comparisons)}\nreport: {path}")
+    return path
+
+
+def pictures(judged: Judged) -> list[Float[Tensor, "3 h w"]]:
+    """The first image of each of the first prompts."""
+    return list(judged.store.load(judged.rows[:: judged.n][:SHOWN]))
+
+
+def by_scale(points: Sequence[GuidancePoint], arm: Arm) -> list[ScalePoint]:
+    """The curve of one arm."""
+    return [(one.guidance_scale, one.mean, one.ci_low, one.ci_high) for one in points if one.arm == arm.name]
+
+
+def mirror(folder: Path, comparisons: Sequence[Comparison], steps: int, log: Log) -> None:
+    """The result in the log and the trackers; a repeated phase replaces what it logged."""
+    log.rewind("evaluate", 0)
+    named = {
+        f"{one.arm.name}-{one.against.name}/{row.reward}.{row.dimension}": row.difference
+        for one in comparisons
+        for row in one.rows
+    }
+    log.metrics(2 * steps, named, "evaluate")
+    log.artifact(folder / "lora", "lora", "model")
+    log.artifact(folder / "report.html", "report", "report")
+
+
+def flat(config: RewardTokenConfig) -> dict[str, object]:
+    """Every setting by its dotted key."""
+    settings: dict[str, object] = {}
+    for key in leaf_fields(RewardTokenConfig):
+        value: object = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        settings[key] = value
+    return settings
