@@ -61,8 +61,8 @@ def sample_items(store: SampleStore) -> list[Item]:
     ]
 
 
-def find_items(images: Sequence[str], captions: Captions) -> list[Item]:
-    """The images that the names on a command line stand for, in the order of the names.
+def find_items(images: Sequence[str], captions: Captions, out: Path | None = None) -> list[Item]:
+    """The images that the names on a command line stand for, in the order of the names, but for those below `out`.
 
     An image is known by the digest of its file and of its prompt: moved or renamed it keeps its scores, changed it does
     not.
@@ -70,13 +70,17 @@ def find_items(images: Sequence[str], captions: Captions) -> list[Item]:
     Raises:
         ValueError: A name that stands for nothing, no image at all, or an image without a prompt.
     """
-    found = list({one.name: one for name in images for one in _find(name)}.values())
+    found = list({one.name: one for name in images for one in _find(name) if not _is_below(one.name, out)}.values())
     if not found:
         raise ValueError(f"There is no image in {', '.join(images)}. Files must end in one of {', '.join(SUFFIXES)}.")
     return [
         Item(one.name, (f"{_digest(one)}-{prompt_id(text)}", FOREIGN), text, one)
         for one, text in zip(found, captions.of(found), strict=True)
     ]
+
+
+def _is_below(name: str, folder: Path | None) -> bool:
+    return folder is not None and Path(name).resolve().is_relative_to(folder.resolve())
 
 
 def store_of(images: Sequence[str]) -> SampleStore | None:

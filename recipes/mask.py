@@ -24,7 +24,7 @@ from recipes.repair_look import check_maps
 from recipes.reward_names import announce
 from recipes.settings import as_yaml
 from rewards.base import Critic
-from rewards.image_file import has_transparency, opened, read_image
+from rewards.image_file import alpha_of, opened, read_image
 from rewards.load import load_reward
 
 SIGNATURE = "align mask"
@@ -74,7 +74,7 @@ def read_heatmap(path: Path) -> Float[Tensor, "h w"]:
         ValueError: A file that cannot be read, or a picture with colours or transparent parts.
     """
     image = _read(path)
-    if has_transparency(path.read_bytes()) or not (image == image[:1]).all():
+    if alpha_of(path.read_bytes()) is not None or not (image == image[:1]).all():
         raise ValueError(
             f"{path} has colours or transparent parts; a heatmap is a grey picture, 0 where nothing is wrong. Give the "
             "file without `-overlay` that `align score --heatmaps` wrote, or leave out --is_heatmap."

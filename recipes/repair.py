@@ -28,7 +28,18 @@ from recipes.models import resolve_model
 from recipes.picture_file import PictureFile
 from recipes.repair_inputs import Task, find_tasks, read_mask
 from recipes.repair_look import Looker, by_pixels
-from recipes.repair_output import STRIP, as_table, details, done, write_repair, write_summary, write_views
+from recipes.repair_output import (
+    PREVIEW,
+    STRIP,
+    as_table,
+    check_place,
+    details,
+    done,
+    read_records,
+    write_repair,
+    write_summary,
+    write_views,
+)
 from recipes.repair_rounds import Repairer
 from recipes.repair_state import Repair
 from recipes.reward_names import announce
@@ -36,8 +47,11 @@ from recipes.settings import as_yaml
 from rewards.image_file import read_image
 from rewards.load import load_reward
 
-ELSEWHERE = {"image", "prompt", "prompts", "out", "mask", "report_to", "device"}
-"""Settings that do not change what comes of a picture, or are in its digest already."""
+ELSEWHERE = {
+    **dict.fromkeys(("image", "prompt", "prompts", "out", "mask", "model", "lora", "report_to", "device"), True),
+    "sampling": {"batch_size"},
+}
+"""Settings that do not change what comes of a picture (up to rounding), or are in its digest already."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +82,13 @@ def main(config: RepairConfig, *, dry_run: bool = False) -> None:
     own_masks = config.mask is not None and not config.heat_in_mask
     looker = Looker(load_reward(config.critic, device), config, device, own_masks)
     if dry_run:
+        print(as_yaml(config), end="")
         preview(config, tasks, looker)
         return
+    check_place(config.out, tasks, read_records(config.out))
     model = load_model(path, device, pick_dtype(device), config.lora)
+    if cut := model.count_truncated([task.item.text for task in tasks]):
+        print(f"{cut:,} of {len(tasks):,} prompts are longer than the model reads; their ends are not seen.")
     told = run(config, tasks, Repairer(model, looker, config))
     if not told.records:
         raise ValueError(f"None of the {len(tasks):,} pictures could be repaired; they are named above.")
@@ -85,19 +103,39 @@ def run(config: RepairConfig, tasks: Sequence[Task], repairer: Repairer) -> Told
     decides = f"{config.model_dump(mode='json', exclude=ELSEWHERE)} {repairer.model.fingerprint}"
     told = Told([], {})
     with Log(config.out, trackers, config.out.name, config.model_dump(mode="json")) as log:
-        todo: list[tuple[Task, str]] = []
-        for task, digest in ((task, task.digest(decides)) for task in tasks):
-            record = done(config.out, task, digest)
-            told.records += [record] if record else []
-            todo += [] if record else [(task, digest)]
+        todo = left(config, tasks, decides, told)
         with log.progress(len(tasks), "repair", len(told.records)) as progress:
             size = config.sampling.batch_size
             for group in by_pixels(opened(config, todo, told), lambda one: one.file.pixels, size):
                 told.records += repaired(config, group, repairer)
-                show(config, group, log, len(told.records))
+                if trackers:
+                    show(config, group, log, len(told.records))
                 progress.update(len(group))
-    write_summary(config.out, told.records, told.problems, config.objective, settings)
+    write_summary(config.out, [*read_records(config.out).values()], told.problems, config.objective, settings)
     return told
+
+
+def left(config: RepairConfig, tasks: Sequence[Task], decides: str, told: Told) -> list[tuple[Task, str]]:
+    """What is not repaired yet, with its digest; what is goes to the records, what cannot be read to the problems."""
+    records, todo = read_records(config.out), list[tuple[Task, str]]()
+    for task in tasks:
+        try:
+            digest = task.digest(decides)
+        except OSError as error:
+            tell(told, task, error)
+            continue
+        record = records.get(str(details(Path(), task)))
+        if record is not None and done(config.out, record, digest):
+            told.records.append(record)
+        else:
+            todo.append((task, digest))
+    return todo
+
+
+def tell(told: Told, task: Task, error: Exception) -> None:
+    """Note a picture that cannot be read, and say so."""
+    told.problems[task.item.name] = str(error)
+    print(f"{task.item.name} is left out: {error}", file=sys.stderr)
 
 
 def opened(config: RepairConfig, todo: Sequence[tuple[Task, str]], told: Told) -> Iterator[Opened]:
@@ -108,11 +146,8 @@ def opened(config: RepairConfig, todo: Sequence[tuple[Task, str]], told: Told) -
             height, width = file.pixels.shape[1:]
             mask = read_mask(task.mask, height, width, config.resize_mask) if task.mask else None
         except (ValueError, OSError) as error:
-            told.problems[task.item.name] = str(error)
-            print(f"{task.item.name} is left out: {error}", file=sys.stderr)
+            tell(told, task, error)
             continue
-        for note in file.notes:
-            print(f"{task.item.name}: {note}", file=sys.stderr)
         yield Opened(task, digest, file, Repair(file.pixels, task.item.text, mask, file.seen))
 
 
@@ -121,6 +156,9 @@ def repaired(config: RepairConfig, group: Sequence[Opened], repairer: Repairer) 
     start = time.monotonic()
     repairer([one.repair for one in group])
     seconds = (time.monotonic() - start) / len(group)
+    for one in group:
+        for note in one.file.notes if one.repair.is_changed else ():
+            print(f"{one.task.item.name}: {note}", file=sys.stderr)
     return [
         write_repair(config.out, one.task, one.file, one.repair, one.digest, seconds, config.keep_format)
         for one in group
@@ -141,10 +179,12 @@ def preview(config: RepairConfig, tasks: Sequence[Task], looker: Looker) -> None
     for group in by_pixels(opened(config, [(task, "") for task in tasks], told), lambda one: one.file.pixels):
         looker.look([one.repair for one in group])
         for one in group:
-            place: Path = details(config.out, one.task)
+            place = config.out / PREVIEW / one.task.name
             write_views(place, one.file, one.repair)
             score, regions = one.repair.after[config.objective], len(one.repair.regions)
-            print(f"{one.task.item.name}: {config.objective} {score:.3f}, {regions} regions ({place / STRIP})")
+            print(f"{one.task.item.name}: {config.objective} {score:.3f}, to repaint: {regions} ({place / STRIP})")
+    if len(told.problems) == len(tasks):
+        raise ValueError(f"None of the {len(tasks):,} pictures can be read; they are named above.")
 
 
 if __name__ == "__main__":

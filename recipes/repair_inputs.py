@@ -4,20 +4,19 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool
-from PIL import Image
+from scipy import ndimage
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from recipes.image_texts import Captions
 from recipes.images import Item, find_items
-from rewards.image_file import BAD, FORMATS, SUFFIXES
+from rewards.image_file import SUFFIXES, alpha_of, read_image
 
-INSIDE = 127
-"""Grey levels above it are inside of a mask."""
+INSIDE, MAX_PARTS = 0.5, 32
+"""Levels above this are inside of a mask; and how many separate parts it may have."""
 
 
 @dataclass(frozen=True)
@@ -51,38 +50,48 @@ def find_tasks(images: Sequence[Path], captions: Captions, mask: Path | None, ou
     folders = [path for path in images if path.is_dir()]
     if out.resolve() in {path.resolve() for path in [*folders, *(path.parent for path in images if path.is_file())]}:
         raise ValueError(f"The output folder {out} is that of the pictures, which are not changed. Give another --out.")
-    items = find_items([str(path) for path in images], captions)
-    items = [item for item in items if not Path(item.name).resolve().is_relative_to(out.resolve())]
+    items = list({Path(one.name).resolve(): one for one in find_items([*map(str, images)], captions, out)}.values())
     if empty := [item.name for item in items if not item.text.strip()]:
         raise ValueError(f"{empty[0]} has an empty prompt; it must say what the picture shows.")
-    tasks = [Task(item, _name(item.name, folders), _mask(mask, item.name)) for item in items]
+    names = [_name(item.name, folders) for item in items]
+    tasks = [Task(item, name, _mask(mask, name)) for item, name in zip(items, names, strict=True)]
     _check_names(tasks)
     return tasks
 
 
 def read_mask(path: Path, height: int, width: int, resize: bool) -> Bool[Tensor, "h w"]:
-    """A mask: inside where it is white, or opaque if it has transparent parts.
+    """A mask: inside where it is white or, if parts of it are transparent, where it is opaque.
 
     Raises:
         ValueError: No image, one of another size (unless `resize`), or one that marks nothing or everything.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            grey = image.convert("RGBA").getchannel("A") if image.has_transparency_data else image.convert("L")
-    except BAD as error:
+        content = path.read_bytes()
+        alpha = alpha_of(content)
+        level = read_image(content).mean(dim=0) if alpha is None else alpha
+    except (ValueError, OSError) as error:
         raise ValueError(f"The mask {path} cannot be read as an image ({error}). Restore it.") from error
-    if grey.size != (width, height):
+    if level.shape != (height, width):
         if not resize:
             raise ValueError(
-                f"The mask {path} is {grey.width} x {grey.height} and its picture {width} x {height} (width x height); "
-                "they must be of one size. Scale it, or give --resize_mask."
+                f"The mask {path} is {level.shape[1]} x {level.shape[0]} and its picture {width} x {height} (width x "
+                "height); they must be of one size. Scale it, or give --resize_mask."
             )
-        grey = grey.resize((width, height), Image.Resampling.NEAREST)
-    inside: Any = np.asarray(grey) > INSIDE
+        level = interpolate(level[None, None], (height, width), mode="nearest-exact")[0, 0]
+    return _checked(level > INSIDE, path)
+
+
+def _checked(inside: Bool[Tensor, "h w"], path: Path) -> Bool[Tensor, "h w"]:
     if inside.all() or not inside.any():
         marks = "everything, so that nothing would be kept" if inside.all() else "nothing"
         raise ValueError(f"The mask {path} marks {marks}. White is what is repainted: is it inverted?")
-    return torch.from_numpy(inside)
+    parts = ndimage.label(inside.numpy(), structure=np.ones((3, 3)))[1]
+    if parts > MAX_PARTS:
+        raise ValueError(
+            f"The mask {path} has {parts:,} separate parts, each of which is repainted alone; {MAX_PARTS} is the most. "
+            "Grow it until they meet, or keep fewer."
+        )
+    return inside
 
 
 def _name(name: str, folders: Sequence[Path]) -> PurePath:
@@ -92,14 +101,14 @@ def _name(name: str, folders: Sequence[Path]) -> PurePath:
     return path if path.suffix.lower() in SUFFIXES else path.with_name(f"{path.name}.png")  # a row of a table
 
 
-def _mask(masks: Path | None, name: str) -> Path | None:
-    """The file, or that of the picture's stem in the folder."""
+def _mask(masks: Path | None, name: PurePath) -> Path | None:
+    """The file, or that of the picture's name, with any suffix of an image, in the folder."""
     if masks is None or masks.is_file():
         return masks
-    stem = Path(name).stem
-    found = sorted(path for path in masks.glob(f"{stem}.*") if path.stem == stem) if masks.is_dir() else []
+    found = [path for suffix in SUFFIXES if (path := (masks / name).with_suffix(suffix)).is_file()]
     if not found:
-        raise ValueError(f"There is no mask of {name}: {masks} must be a file, or a folder with a {stem}.png.")
+        wanted = name.with_suffix(".png")
+        raise ValueError(f"There is no mask of {name}: {masks} must be a file, or a folder with {wanted}.")
     return found[0]
 
 

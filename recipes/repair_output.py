@@ -21,7 +21,7 @@ from recipes.repair_inputs import Task
 from recipes.repair_state import Attempt, Repair
 from rewards.image_file import read_image
 
-IMAGES, DETAILS = "images", "details"
+IMAGES, DETAILS, PREVIEW = "images", "details", "preview"
 RECORD, STRIP, MASK, HEATMAP = "repair.json", "strip.png", "mask.png", "heatmap.png"
 SUMMARY, REPORT = "summary.json", "report.html"
 SIDE = 256
@@ -33,11 +33,11 @@ NO_FLAW, KEPT, REPAIRED = "no flaw found", "kept as it was: no candidate is bett
 def write_repair(
     out: Path, task: Task, file: PictureFile, repair: Repair, digest: str, seconds: float, keep_format: bool
 ) -> dict[str, Any]:
-    """Write everything about a picture, the record last, and return the record."""
-    picture = file.write(out / IMAGES / task.name.parent, task.name.name, repair.pixels, keep_format)
+    """Write everything about a picture, what tells that it is ours first, the record last; and return the record."""
     place = details(out, task)
     write_views(place, file, repair)
-    record = {
+    picture = file.write(out / IMAGES / task.name.parent, task.name.name, repair.pixels, keep_format)
+    record: dict[str, Any] = {
         "image": task.item.name,
         "text": repair.prompt,
         "picture": str(picture.relative_to(out)),
@@ -47,7 +47,7 @@ def write_repair(
         "after": repair.after,
         "misaligned": list(repair.missed),
         "attempts": [as_json(attempt) for attempt in repair.attempts],
-        "notes": list(file.notes),
+        "notes": list(file.notes) if repair.is_changed else [],
         "seconds": round(seconds, 3),
         "digest": digest,
     }
@@ -69,22 +69,43 @@ def details(out: Path, task: Task) -> Path:
     return out / DETAILS / task.name
 
 
-def done(out: Path, task: Task, digest: str) -> dict[str, Any] | None:
-    """The record of a picture that has been repaired; None where it has not.
+def read_records(out: Path) -> dict[str, dict[str, Any]]:
+    """The records of all repairs in a folder, by their folders below it."""
+    return {str(path.parent.relative_to(out)): read_json(path) for path in sorted((out / DETAILS).rglob(RECORD))}
+
+
+def check_place(out: Path, tasks: Sequence[Task], records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse, with a ValueError, to write over inputs, files that no repair wrote, and repairs of other pictures."""
+    taken = [name for name in (SUMMARY, REPORT) if (out / name).exists() and not records]
+    if taken:
+        raise ValueError(f"{out} has {', '.join(taken)}, which no repair wrote. Give another --out.")
+    owners = {record["picture"]: place for place, record in records.items()}
+    inputs = {Path(task.item.name).resolve() for task in tasks}
+    for task in tasks:
+        for path in {Path(IMAGES) / task.name, Path(IMAGES) / task.name.with_suffix(".png")}:
+            owner = owners.get(str(path))
+            # a repair that was killed has left its details, and no record
+            is_strange = owner is None and (out / path).exists() and not details(out, task).is_dir()
+            if (out / path).resolve() in inputs or is_strange:
+                raise ValueError(f"{out / path} was not written by a repair and would be. Give another --out.")
+            if owner not in (None, str(details(Path(), task))):
+                raise ValueError(f"{out / path} is the repair of {records[str(owner)]['image']}. Give another --out.")
+
+
+def done(out: Path, record: Mapping[str, Any] | None, digest: str) -> bool:
+    """Whether a picture has been repaired, and all is there.
 
     Raises:
         ValueError: It was repaired from another picture, prompt or mask, or with other settings.
     """
-    path = details(out, task) / RECORD
-    if not path.is_file():
-        return None
-    record = read_json(path)
+    if record is None:
+        return False
     if record.get("digest") != digest:
         raise ValueError(
-            f"{path.parent} holds a repair of {record.get('image')} with other settings, or of another picture. Give "
-            "another --out, or delete that folder."
+            f"{out / record['details']} holds a repair of {record['image']} with other settings, prompt or mask, or of "
+            f"another picture. Give another --out, or delete that folder and {out / record['picture']}."
         )
-    return record
+    return (out / record["picture"]).is_file() and (out / record["details"] / STRIP).is_file()
 
 
 def verdict(repair: Repair) -> str:
@@ -111,16 +132,16 @@ def as_json(attempt: Attempt) -> dict[str, Any]:
         "heat": attempt.region.heat,
         "candidates": [vars(candidate) for candidate in attempt.candidates],
         "chosen": attempt.chosen,
-        "why": "no candidate is better than the picture as it was, without another score falling"
+        "why": "no candidate is better than the picture as it was and lets no other score fall by more than `tolerance`"
         if attempt.chosen is None
-        else "the best of those that let no other score fall",
+        else "the best of those that let no other score fall by more than `tolerance`",
     }
 
 
 def write_summary(
     out: Path, records: Sequence[Mapping[str, Any]], problems: Mapping[str, str], objective: str, settings: str
 ) -> None:
-    """`summary.json` and the page, of all pictures of this call."""
+    """`summary.json` and the page, of all pictures in the folder."""
     write_json(out / SUMMARY, {"objective": objective, "pictures": list(records), "problems": dict(problems)})
     pictures = [_picture(out, record, objective) for record in records]
     title = f"{len(records):,} pictures repaired"

@@ -75,6 +75,19 @@ def opened(content: bytes) -> Generator[Image.Image, None, None]:
     raise ValueError(f"It is an animation of {frames} frames; a score is of one picture. Save the frame that you mean.")
 
 
+def alpha_of(content: bytes) -> Float[Tensor, "h w"] | None:
+    """How opaque each pixel is; None where all are.
+
+    Raises:
+        ValueError: As `read_image` does.
+    """
+    with opened(content) as image:
+        if not image.has_transparency_data:
+            return None
+        alpha = np.asarray(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
+        return None if alpha.min() == 255 else torch.from_numpy(alpha.copy()).float() / 255
+
+
 def has_transparency(content: bytes) -> bool:
     """Whether `read_image` flattens the image on white; False for a file that cannot be read."""
     try:

@@ -37,7 +37,7 @@ class RepairSettings(Settings, ABC):
     """Put the words that the critic calls misaligned in front of the prompt."""
     sampling: SamplingSettings = SamplingSettings()
     """How the model draws."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**53)
     """Seed of the first candidate."""
 
     @model_validator(mode="after")

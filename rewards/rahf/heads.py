@@ -161,7 +161,8 @@ class HeatReadingScoreHead(nn.Module):
 
 def read_heat(maps: Float[Tensor, "batch maps h w"]) -> Float[Tensor, "batch read"]:
     """Of each map the mean, the mean root, the mean square and the peak; and the logarithm of each of them."""
-    means = [power.mean((2, 3)) for power in (maps, maps.sqrt(), maps.square())]
+    # where heat is 0, its root has no slope
+    means = [power.mean((2, 3)) for power in (maps, maps.clamp(min=1e-6).sqrt(), maps.square())]
     values = torch.cat([*means, maps.amax((2, 3))], dim=1)
     return torch.cat([values, (values + HEAT_EPS).log()], dim=1)
 

@@ -57,9 +57,16 @@ def fit_readouts(network: RahfNetwork, batches: Iterable[RahfBatch], tokenize: T
 def fit_readout(
     pooled: Float[Tensor, "batch read"], logits: Float[Tensor, " batch"], scores: Float[Tensor, " batch"]
 ) -> tuple[Float[Tensor, " read"], Float[Tensor, ""]]:
-    """Weights w and bias b with the least mean of (sigmoid(logit + pooled w + b) - score)^2 (L-BFGS in float64)."""
+    """Weights w and bias b with the least mean of (sigmoid(logit + pooled w + b) - score)^2 (L-BFGS in float64).
+
+    Raises:
+        ValueError: Fewer than two scores.
+    """
+    if len(scores) < 2:
+        raise ValueError(f"A score was given to {len(scores)} pictures; a readout is fitted to two or more.")
     pooled, logits, scores = pooled.double(), logits.double(), scores.double()
-    mean, deviation = pooled.mean(0), pooled.std(0).clamp(min=1e-6)
+    # what is nearly constant must not get huge weights
+    mean, deviation = pooled.mean(0), pooled.std(0).clamp(min=1e-3)
     standard, weights = (pooled - mean) / deviation, torch.zeros(pooled.shape[1] + 1, dtype=torch.float64)
     weights.requires_grad_()
     search = torch.optim.LBFGS([weights], max_iter=500, tolerance_change=1e-12, line_search_fn="strong_wolfe")

@@ -79,8 +79,7 @@ def test_a_flaw_goes_and_nothing_else_changes(repair: Callable[..., Said], place
     assert [candidate["seed"] for candidate in record["attempts"][0]["candidates"]] == [0, 1]
     assert Path("repaired/images/b.png").read_bytes() == Path("photos/b.png").read_bytes()
     assert "photos/b.png: no flaw found" in out and "photos/a.png: repaired" in out
-    width, height = Image.open("repaired/details/a.png/strip.png").size
-    assert (width, height) == (4 * 256 + 3 * 4, 256)
+    assert np.asarray(Image.open("repaired/details/a.png/strip.png")).shape == (256, 4 * 256 + 3 * 4, 3)
     page = Path("repaired/report.html").read_text()
     assert page.count("data:image") >= 2 and "a.png" in page
     summary = json.loads(Path("repaired/summary.json").read_text())
@@ -117,9 +116,15 @@ def test_a_bad_file_is_named_and_the_rest_goes_on(repair: Callable[..., Said], p
 def test_a_dry_run_looks_and_paints_nothing(repair: Callable[..., Said]) -> None:
     code, out, _ = repair("--dry-run", "--model", "sandbox")
     assert code == 0
-    assert "photos/a.png: plausibility 0.965, 1 regions" in out and "photos/b.png: plausibility 1.000, 0 regions" in out
-    assert Path("repaired/details/a.png/strip.png").exists()
-    assert not Path("repaired/images").exists() and not list(Path("repaired").rglob("repair.json"))
+    assert "objective: plausibility" in out
+    assert "photos/a.png: plausibility 0.965, to repaint: 1 (repaired/preview/a.png/strip.png)" in out
+    assert "photos/b.png: plausibility 1.000, to repaint: 0" in out
+    assert Path("repaired/preview/a.png/strip.png").exists()
+    assert not Path("repaired/images").exists() and not Path("repaired/details").exists()
+    repair()
+    strip = Path("repaired/details/a.png/strip.png").read_bytes()
+    repair("--dry-run")
+    assert Path("repaired/details/a.png/strip.png").read_bytes() == strip
 
 
 def test_the_users_mask(repair: Callable[..., Said], place: Path) -> None:
@@ -136,7 +141,7 @@ def test_the_users_mask(repair: Callable[..., Said], place: Path) -> None:
     assert repair("--mask", "small.png", "--resize_mask", "--out", "o3", images=("photos/a.png",))[0] == 0
     (place / "masks").mkdir()
     code, _, err = repair("--mask", "masks", "--out", "o4")
-    assert code == 1 and "There is no mask of photos/a.png" in err
+    assert code == 1 and "There is no mask of a.png: masks must be a file, or a folder with a.png" in err
 
 
 def test_a_mask_may_be_in_the_alpha_channel_and_limit_the_heat(repair: Callable[..., Said]) -> None:
@@ -151,7 +156,7 @@ def test_a_mask_may_be_in_the_alpha_channel_and_limit_the_heat(repair: Callable[
 
 @pytest.mark.parametrize("level", [0, 255])
 def test_a_mask_of_nothing_or_everything_is_refused(repair: Callable[..., Said], level: int) -> None:
-    Image.new("L", (64, 64), level).save("mask.png")
+    Image.new("RGBA", (64, 64), (level, level, level, 255)).save("mask.png")  # opaque: its colour counts
     code, _, err = repair("--mask", "mask.png")
     assert code == 1
     assert f"marks {'everything' if level else 'nothing'}" in err
@@ -202,6 +207,68 @@ def test_a_large_picture_is_repainted_in_crops(repair: Callable[..., Said]) -> N
     assert changed[305:335, 505:555].mean() > 0.99
     changed[270:370, 470:590] = False
     assert not changed.any()
+
+
+def test_out_may_lie_among_the_pictures(repair: Callable[..., Said], place: Path) -> None:
+    rows = [json.dumps({"file_name": name, "text": TEXT}) for name in ("a.png", "b.png", "c.png")]
+    (place / "photos/metadata.jsonl").write_text("\n".join(rows))
+    assert repair("--out", "photos/repaired", prompt=())[0] == 0
+    spoilt(place / "photos/c.png")
+    code, out, err = repair("--out", "photos/repaired", prompt=())
+    assert code == 0, err
+    assert out.count(": repaired") == 2 and out.count("no flaw found") == 1
+    code, _, err = repair("--out", ".", images=("photos/repaired",), prompt=(TEXT,))
+    assert code == 1 and "There is no image in" in err
+
+
+def test_nothing_of_others_is_written_over(repair: Callable[..., Said], place: Path) -> None:
+    assert repair(images=("photos/a.png",))[0] == 0
+    (place / "other").mkdir()
+    Image.open("photos/a.png").save("other/a.jpg")
+    code, _, err = repair(images=("other/a.jpg",))
+    assert code == 1 and "repaired/images/a.png is the repair of photos/a.png" in err
+    Path("repaired/images/b.png").write_bytes(b"mine")
+    code, _, err = repair()
+    assert code == 1 and "repaired/images/b.png was not written by a repair" in err
+    (place / "run").mkdir()
+    (place / "run/report.html").write_text("mine")
+    code, _, err = repair("--out", "run")
+    assert code == 1 and "run has report.html, which no repair wrote" in err
+    (place / "linked").mkdir()
+    (place / "linked/images").symlink_to(place / "photos")
+    before = Path("photos/a.png").read_bytes()
+    code, _, err = repair("--out", "linked")
+    assert code == 1 and Path("photos/a.png").read_bytes() == before
+
+
+def test_what_was_lost_is_made_again(repair: Callable[..., Said]) -> None:
+    repair()
+    written = Path("repaired/images/a.png").read_bytes()
+    Path("repaired/images/a.png").unlink()
+    Path("repaired/details/b.png/strip.png").unlink()
+    assert repair()[0] == 0
+    assert Path("repaired/images/a.png").read_bytes() == written
+    Path("repaired/details/a.png/repair.json").unlink()  # as after a kill between picture and record
+    assert repair()[0] == 0
+    assert Path("repaired/images/a.png").read_bytes() == written
+
+
+def test_a_link_to_nothing_is_named_and_the_page_has_all_pictures(repair: Callable[..., Said], place: Path) -> None:
+    repair(images=("photos/b.png",))
+    (place / "photos/c.png").symlink_to(place / "nothing.png")
+    code, _, err = repair()
+    assert code == 0 and "photos/c.png is left out: " in err
+    repair(images=("photos/a.png",))
+    summary = json.loads(Path("repaired/summary.json").read_text())
+    assert [row["image"] for row in summary["pictures"]] == ["photos/a.png", "photos/b.png"]
+
+
+def test_a_mask_of_many_specks_is_refused(repair: Callable[..., Said]) -> None:
+    specks = np.zeros((64, 64), np.uint8)
+    specks[::4, ::4] = 255
+    Image.fromarray(specks).save("mask.png")
+    code, _, err = repair("--mask", "mask.png")
+    assert code == 1 and "has 256 separate parts" in err
 
 
 def test_a_run_that_is_killed_goes_on_where_it_was(place: Path) -> None:

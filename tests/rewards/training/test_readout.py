@@ -71,3 +71,9 @@ def test_a_network_without_readouts_is_refused() -> None:
     assert isinstance(critic.network, RahfNetwork)
     with pytest.raises(ValueError, match="needs scores_read_heat"):
         fit_readouts(critic.network, [batch], critic.tokenize)
+
+
+def test_a_score_of_one_picture_is_no_fit() -> None:
+    pooled, logits, scores = _data(1)
+    with pytest.raises(ValueError, match="given to 1 pictures"):
+        fit_readout(pooled, logits, scores)
