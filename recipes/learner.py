@@ -1,6 +1,6 @@
 """A critic that learns: which network, from where, by which loss, and how it is written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from rewards.rahf.start import check_sizes, of_critic, of_towers
 from rewards.rahf.tokens import Tokenize, padded
 from rewards.resnet import ResnetConfig, ResnetCritic, ResnetNetwork
 from rewards.training.rahf import LossWeights, RahfBatch, RahfLoss, caption_loss
+from rewards.training.readout import fit_readouts
 from rewards.training.resnet import ResnetLoss
-from rewards.weights import CONFIG, TOKENIZER, WEIGHTS, write_network
+from rewards.weights import CONFIG, TOKENIZER, WEIGHTS, load_weights, write_network
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Learner:
         captioning: The loss of the first; None where it reads no prompts.
         reward: The class that reads what `write` writes.
         write: Puts network and tokenizer into a folder.
+        finish: Given the best weights and all images once, fits what is not learned step by step; None where all is.
     """
 
     network: nn.Module
@@ -44,6 +46,7 @@ class Learner:
     captioning: Loss[RahfBatch] | None
     reward: str
     write: Callable[[Path], None]
+    finish: Callable[[Path | None, Iterable[RahfBatch]], None] | None = None
 
 
 def make_learner(config: TrainRewardConfig, device: torch.device) -> Learner:
@@ -81,9 +84,15 @@ def _rahf(network: RahfNetwork, tokenizer: Tokenizer, weights: LossWeights, devi
         write_network(folder, {WEIGHTS: state}, {CONFIG: asdict(network.config)})
         tokenizer.save(str(folder / TOKENIZER))
 
+    def finish(best: Path | None, batches: Iterable[RahfBatch]) -> None:
+        if best is not None:
+            load_weights(network, best, TIED)
+        fit_readouts(network, batches, tokenize)
+
     critic, loss = Rahf.of(network, tokenizer), RahfLoss(tokenize, weights)
-    size = network.config.image_size
-    return Learner(network, critic, size, loss, caption_loss(tokenize), "rewards.rahf.critic:Rahf", write)
+    last = finish if network.config.scores_read_heat else None
+    size, captions = network.config.image_size, caption_loss(tokenize)
+    return Learner(network, critic, size, loss, captions, "rewards.rahf.critic:Rahf", write, last)
 
 
 def _start(settings: NetworkSettings) -> tuple[RahfNetwork, Tokenizer]:

@@ -14,11 +14,12 @@ Departures from the paper:
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from align.ahead import Ahead
@@ -39,7 +40,7 @@ from rewards.cards import FOLDER_CARD
 from rewards.datasets.rich_feedback import RichFeedback
 from rewards.hub import sha256
 from rewards.image_file import read_image
-from rewards.training.feedback import FeedbackBatches, Photo
+from rewards.training.feedback import FeedbackBatches, Photo, collate, example
 from rewards.training.rahf import RahfBatch
 from rewards.weights import WEIGHTS
 
@@ -86,7 +87,7 @@ def run(
         look = watch(learner, dev, folder, config.train.validation_steps, size, log, accelerator)
         stage(batches, learner.loss, config.train.max_train_steps, folder, log, look)
         if accelerator.is_main_process:
-            publish(config, learner, folder)
+            publish(config, learner, rows, folder, accelerator.device)
             log.artifact(folder / "reward", "reward", "model")
         accelerator.wait_for_everyone()
 
@@ -113,17 +114,28 @@ def read_photos(folder: Path | None) -> list[Photo]:
     return found
 
 
-def publish(config: TrainRewardConfig, learner: Learner, folder: Path) -> None:
-    """Write `folder/reward`: the best weights, or the last where nothing was looked at, and their card."""
+def publish(
+    config: TrainRewardConfig, learner: Learner, rows: Sequence[RichFeedback], folder: Path, device: torch.device
+) -> None:
+    """Write `folder/reward`: the best weights, or the last where nothing was looked at, finished; and their card."""
     best = best_step(folder)
+    if learner.finish:
+        learner.finish(folder / BEST if best else None, once(learner, rows, config.train.train_batch_size, device))
     with atomic_path(folder / "reward") as temporary:
-        if best:
+        if best and not learner.finish:
             shutil.copytree(folder / BEST, temporary)
         else:
             learner.write(temporary)
         card = describe(config, learner, best) | {"sha256": {WEIGHTS: sha256(temporary / WEIGHTS)}}
         (temporary / FOLDER_CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     print(f"{folder / 'reward'} is written. Use it: align score IMAGES --rewards {folder / 'reward'}")
+
+
+def once(learner: Learner, rows: Sequence[RichFeedback], size: int, device: torch.device) -> Iterator[RahfBatch]:
+    """All images once, as they are."""
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        yield collate([example(row, learner.critic.preprocess, learner.size) for row in part]).to(device)
 
 
 def describe(config: TrainRewardConfig, learner: Learner, best: dict[str, int | float] | None) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Read:
 def fit_readouts(network: RahfNetwork, batches: Iterable[RahfBatch], tokenize: Tokenize) -> None:
     """Set the readout and the last bias of each score head to the least squared error of the scores.
 
-    All else stays as it is, maps included.
+    All else stays as it is, maps included, and so does the head of a score that fewer than two pictures have.
 
     Raises:
         ValueError: Scores of the network read no heat.
@@ -51,7 +51,8 @@ def fit_readouts(network: RahfNetwork, batches: Iterable[RahfBatch], tokenize: T
         given = scores[:, column].isfinite()
         head = network.score_heads[name]
         assert isinstance(head, HeatReadingScoreHead)
-        _set(head, *fit_readout(pooled[given], logits[given, column], scores[given, column]))
+        if given.sum() > 1:
+            _set(head, *fit_readout(pooled[given], logits[given, column], scores[given, column]))
 
 
 def fit_readout(
