@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -85,7 +86,8 @@ def _checked(inside: Bool[Tensor, "h w"], path: Path) -> Bool[Tensor, "h w"]:
     if inside.all() or not inside.any():
         marks = "everything, so that nothing would be kept" if inside.all() else "nothing"
         raise ValueError(f"The mask {path} marks {marks}. White is what is repainted: is it inverted?")
-    parts = ndimage.label(inside.numpy(), structure=np.ones((3, 3)))[1]
+    labelled: Any = ndimage.label(inside.numpy(), structure=np.ones((3, 3)))
+    parts = labelled[1]
     if parts > MAX_PARTS:
         raise ValueError(
             f"The mask {path} has {parts:,} separate parts, each of which is repainted alone; {MAX_PARTS} is the most. "
