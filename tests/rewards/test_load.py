@@ -122,7 +122,7 @@ def test_several_names_are_several_rewards_unless_they_have_weights(cards: dict[
         ("sandbox-hsp.overall", "Nearest names: sandbox-hps"),
         (
             "zebra",
-            "Nearest names: aesthetic, .*sandbox-hps, sandbox-hps-2. Your own class is named as my_file:MyReward",
+            "Nearest names: aesthetic, .*sandbox-hps-2, sandbox-rahf. Your own class is named as my_file:MyReward",
         ),
         ("sandbox-hps=1 sandbox-hop=1", "'sandbox-hop' is unknown"),
         ("", "An empty reward name"),
