@@ -144,7 +144,7 @@ def write_summary(
     """`summary.json` and the page, of all pictures in the folder."""
     write_json(out / SUMMARY, {"objective": objective, "pictures": list(records), "problems": dict(problems)})
     pictures = [_picture(out, record, objective) for record in records]
-    title = f"{len(records):,} pictures repaired"
+    title = f"{len(records):,} pictures looked at"
     write_repair_report(out / REPORT, RepairReport(title, objective, pictures, list(problems.items()), settings))
 
 
