@@ -111,7 +111,8 @@ def run(config: RepairConfig, tasks: Sequence[Task], repairer: Repairer) -> Told
                 if trackers:
                     show(config, group, log, len(told.records))
                 progress.update(len(group))
-    write_summary(config.out, [*read_records(config.out).values()], told.problems, config.objective, settings)
+    if told.records:  # a page of no repair would be taken for somebody else's
+        write_summary(config.out, [*read_records(config.out).values()], told.problems, config.objective, settings)
     return told
 
 

@@ -92,14 +92,12 @@ def check_place(out: Path, tasks: Sequence[Task], records: Mapping[str, Mapping[
                 raise ValueError(f"{out / path} is the repair of {records[str(owner)]['image']}. Give another --out.")
 
 
-def done(out: Path, record: Mapping[str, Any] | None, digest: str) -> bool:
+def done(out: Path, record: Mapping[str, Any], digest: str) -> bool:
     """Whether a picture has been repaired, and all is there.
 
     Raises:
         ValueError: It was repaired from another picture, prompt or mask, or with other settings.
     """
-    if record is None:
-        return False
     if record.get("digest") != digest:
         raise ValueError(
             f"{out / record['details']} holds a repair of {record['image']} with other settings, prompt or mask, or of "

@@ -111,6 +111,8 @@ def test_a_bad_file_is_named_and_the_rest_goes_on(repair: Callable[..., Said], p
     assert list(json.loads(Path("repaired/summary.json").read_text())["problems"]) == ["photos/0.png"]
     code, _, err = repair("--out", "other", images=("photos/0.png",))
     assert code == 1 and "None of the 1 pictures could be repaired" in err
+    spoilt(place / "photos/0.png")  # mended, the same command goes on
+    assert repair("--out", "other", images=("photos/0.png",))[0] == 0
 
 
 def test_a_dry_run_looks_and_paints_nothing(repair: Callable[..., Said]) -> None:

@@ -1,7 +1,6 @@
 """The reward-token recipe on tiny models of random weights: what it chooses, trains, writes, and how it continues."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from recipes.token_arms import ARMS, COMPARISONS
 from recipes.token_data import Source, read_source
 from recipes.token_plan import check_identifier
 from rewards.base import Images, Reward
+from tests.test_recipes import stopping
 from tests.tiny import save_tiny_model
 
 PROMPTS = ["a cat", "two dogs", "a house"]
@@ -249,21 +249,6 @@ def test_a_run_stopped_in_any_phase_ends_with_the_same_bits(
         assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
     for file in ("evaluation/result.json", "evaluation/guidance.json", "selected/metadata.jsonl"):
         assert (folder / file).read_text() == (whole / file).read_text()
-
-
-def stopping(function: Callable[..., object], call: int) -> Callable[..., object]:
-    """The function, but its `call`-th call does its work and is then interrupted."""
-    calls = 0
-
-    def wrapper(*arguments: object, **options: object) -> object:
-        nonlocal calls
-        calls += 1
-        result = function(*arguments, **options)
-        if calls == call:
-            raise InterruptedError
-        return result
-
-    return wrapper
 
 
 def test_the_tuned_model_is_another_than_the_control(whole: Path) -> None:
