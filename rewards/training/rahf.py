@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, mse_loss
 
@@ -28,7 +28,7 @@ class RahfBatch:
         prompts: Their words, joined by spaces.
         marked: The prompts with `_0` behind misaligned words (see `rewards.rahf.words.mark_words`).
         scores: In [0, 1], in the order of `SCORES`; NaN where nobody gave one.
-        heatmaps: In [0, 1], in the order of `HEATMAPS`; of any size.
+        heatmaps: In [0, 1], in the order of `HEATMAPS`; of any size; NaN for an image whose maps nobody drew.
     """
 
     pixels: Float[Tensor, "batch 3 size size"]
@@ -108,13 +108,13 @@ class RahfLoss:
             kind: network.fuse(seen, *self._tokenize(_asking(kind, numbers.tolist(), batch.prompts))).features
             for kind, numbers in which.items()
         }
-        rows, size = torch.arange(len(seen), device=seen.device), batch.pixels.shape[-1]
+        rows, drawn = torch.arange(len(seen), device=seen.device), rows_with_maps(batch)
         asked = {kind: numbers.to(seen.device) for kind, numbers in which.items()}
         return (
             network.score(features["SCORE"], SCORES[0]),
             batch.scores[rows, asked["SCORE"]],
-            network.heatmap(features["HEATMAP"], HEATMAPS[0]),
-            fit_targets(batch.heatmaps, size)[rows, asked["HEATMAP"]],
+            network.heatmap(features["HEATMAP"][drawn], HEATMAPS[0]),
+            fit_targets(batch.heatmaps, batch.pixels.shape[-1])[drawn, asked["HEATMAP"][drawn]],
         )
 
 
@@ -130,11 +130,19 @@ def _together(
     batch: RahfBatch,
     generator: torch.Generator,
 ) -> Predicted:
-    """All scores and maps, in one pass."""
+    """All scores and maps, in one pass; maps that nobody drew only where scores read their heat."""
     del seen, generator
-    maps = torch.stack([network.heatmap(bare.features, name) for name in HEATMAPS], dim=1)
-    scores = torch.stack([network.score(bare.features, name, maps) for name in SCORES], dim=1)
-    return scores, batch.scores, maps, fit_targets(batch.heatmaps, batch.pixels.shape[-1])
+    drawn, reads = rows_with_maps(batch), network.config.scores_read_heat
+    features = bare.features if reads else bare.features[drawn]
+    maps = torch.stack([network.heatmap(features, name) for name in HEATMAPS], dim=1)
+    scores = torch.stack([network.score(bare.features, name, maps if reads else None) for name in SCORES], dim=1)
+    targets = fit_targets(batch.heatmaps[drawn], batch.pixels.shape[-1])
+    return scores, batch.scores, maps[drawn] if reads else maps, targets
+
+
+def rows_with_maps(batch: RahfBatch) -> Int[Tensor, " drawn"]:
+    """The numbers of the images whose maps people drew."""
+    return batch.heatmaps.isfinite().flatten(1).all(1).nonzero()[:, 0]
 
 
 def _asking(kind: str, numbers: Sequence[int], prompts: Sequence[str]) -> list[str]:
@@ -157,7 +165,9 @@ def score_error(scores: Float[Tensor, "*batch"], targets: Float[Tensor, "*batch"
 def heatmap_error(
     maps: Float[Tensor, "*batch h w"], targets: Float[Tensor, "*batch h w"], lift: float = 0.0
 ) -> Float[Tensor, ""]:
-    """The mean squared error of a pixel; with `lift` hot pixels count more, by weights whose mean is 1."""
+    """The mean squared error of a pixel; with `lift` hot pixels count more, by weights whose mean is 1; 0 of no map."""
+    if not targets.numel():
+        return maps.sum()
     weights = targets + 1 / 255
     weights = 1 - lift + lift * weights / weights.mean()
     return (weights * (maps - targets).square()).mean()

@@ -3,8 +3,9 @@
 Step by step they learn little: the features' mean tells most of what the heat tells, and noise hides the rest.
 """
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -53,6 +54,14 @@ def fit_readouts(network: RahfNetwork, batches: Iterable[RahfBatch], tokenize: T
         assert isinstance(head, HeatReadingScoreHead)
         if given.sum() > 1:
             _set(head, *fit_readout(pooled[given], logits[given, column], scores[given, column]))
+
+
+def with_readouts(network: RahfNetwork) -> RahfNetwork:
+    """A copy of a network with several heads whose scores also read heat: nothing of it, until readouts are fitted."""
+    reading = RahfNetwork(replace(network.config, scores_read_heat=True))
+    kept = {re.sub(r"^(score_heads\.\w+)", r"\1.head", name): value for name, value in network.state_dict().items()}
+    reading.load_state_dict(reading.state_dict() | kept)
+    return reading
 
 
 def fit_readout(

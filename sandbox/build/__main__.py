@@ -46,7 +46,7 @@ STEPS = {
     "rendered": 2000,
     "generated": 3500,
     "captions": 1800,
-    "feedback": 5000,
+    "feedback": 9000,
 }
 GROUPS = {"rendered": 3000, "generated": 1000, "held out": 40}
 
@@ -160,7 +160,7 @@ def build_rahf(folder: Path, accelerator: Accelerator) -> None:
 
 def feedback(folder: Path, device: torch.device) -> rahf.Feedback:
     """What people said of the pictures to learn from, and of pictures of other captions."""
-    drawn = join([_feedback(folder, _generated(device, seed), seed) for seed in (5, 6)])
+    drawn = join([_feedback(folder, _generated(device, seed), seed) for seed in (5, 6, 10, 11)])
     return rahf.Feedback(drawn, _feedback(folder, _rendered(), seed=8), _feedback(folder, _held_out(device), seed=7))
 
 

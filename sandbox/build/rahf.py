@@ -31,7 +31,7 @@ from rewards.rahf.network import HEATMAPS, SCORES, TIED, RahfNetwork
 from rewards.rahf.tokens import Tokenize, padded
 from rewards.rahf.words import MARK, mark_words
 from rewards.training.rahf import LossWeights, RahfBatch, RahfLoss, caption_loss
-from rewards.training.readout import fit_readouts
+from rewards.training.readout import fit_readouts, with_readouts
 from rewards.weights import CONFIG as NETWORK
 from rewards.weights import TOKENIZER, WEIGHTS, write_network
 from sandbox.build.pictures import draw_pictures
@@ -42,10 +42,11 @@ from sandbox.rich_feedback import RATERS
 from sandbox.world import SIZE_PX, caption, parse, split_of
 
 BATCH = 64
-"""Of rendered scenes; of feedback half as many."""
+MAPPED = 16
+"""Of a batch of feedback, the pictures whose maps are learned, too: drawing them takes most of a step."""
 FORMS = _, PROMPTED = ("multi-head", "augmented-prompt")
 """The paper's two forms: seven heads and one pass, or three heads and a task in front of the prompt."""
-LOSS = LossWeights(heatmap=5.0, score=8.0, words=1.0)
+LOSS = LossWeights(heatmap=5.0, score=8.0, words=2.0)
 """Scores count for more than in the paper: there they learned least."""
 CONFIG = RahfConfig(
     image_size=SIZE_PX,
@@ -105,7 +106,7 @@ def build(
     """Teach a network (resumable) of one of `FORMS` what people said."""
     torch.manual_seed(1)
     prompted = form == PROMPTED
-    network = RahfNetwork(replace(CONFIG, prompted=prompted, scores_read_heat=not prompted))
+    network = RahfNetwork(replace(CONFIG, prompted=prompted))
     kept = {name: value for name, value in pretrained.state_dict().items() if "_heads." not in name}
     network.load_state_dict(network.state_dict() | kept)
     loss = RahfLoss(_tokenize(accelerator.device), LOSS)
@@ -113,9 +114,11 @@ def build(
     look = Validation(500, lambda step: _errors(critic, loss, people.dev))
     batches = _remarks(join([people.drawn, people.rendered]), accelerator.device)
     train(network, batches, loss, _settings(steps, 2), folder, Log(folder), accelerator, look)
-    if not prompted:
-        fit_readouts(network, _unmoved(people.drawn, accelerator.device), _tokenize(accelerator.device))
-    return network
+    if prompted:
+        return network
+    reading = with_readouts(network).to(accelerator.device)
+    fit_readouts(reading, _unmoved(people.drawn, accelerator.device), _tokenize(accelerator.device))
+    return reading
 
 
 def _settings(steps: int, seed: int) -> TrainSettings:
@@ -160,13 +163,15 @@ def _scenes(device: torch.device) -> Callable[[int], RahfBatch]:
 
 
 def _remarks(rich: Rich, device: torch.device) -> Callable[[int], RahfBatch]:
-    """Generated pictures under a symmetry of the world, with what people said of them."""
+    """Pictures under a symmetry of the world, with what people said of them; of the maps, those of the first."""
 
     def batch(step: int) -> RahfBatch:
         generator = np.random.default_rng((32, step))
-        rows = generator.integers(len(rich.captions), size=BATCH // 2)
+        rows = generator.integers(len(rich.captions), size=BATCH)
         moved = [_moved(rich.captions[row], rich.pixels[row], rich.marks[row], generator) for row in rows]
-        return _batch(rich, rows, *zip(*moved, strict=True), device=device)
+        whole = _batch(rich, rows, *zip(*moved, strict=True), device=device)
+        whole.heatmaps[MAPPED:] = torch.nan
+        return whole
 
     return batch
 

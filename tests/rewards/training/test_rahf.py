@@ -69,6 +69,42 @@ def test_the_loss_is_the_weighted_sum_of_what_the_network_gets_wrong(form: str) 
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_maps_that_nobody_drew_are_left_out(form: str) -> None:
+    critic, batch = make_critic(**FORMS[form]), make_batch()
+    batch.heatmaps[1, 0] = torch.nan
+    loss = RahfLoss(critic.tokenize, LossWeights(kld=1.0))
+    found = loss.parts(critic.network, batch, torch.Generator().manual_seed(5))
+    batch.heatmaps[1] = torch.nan
+    again = loss.parts(critic.network, batch, torch.Generator().manual_seed(5))
+    assert found == again
+    whole, maps = loss.parts(critic.network, make_batch(), torch.Generator().manual_seed(5)), []
+    torch.testing.assert_close(
+        [found[name] for name in ("score", "words")], [whole[name] for name in ("score", "words")]
+    )
+    asked = torch.Generator().manual_seed(5)
+    _, map_of = (torch.randint(n, (3,), generator=asked) for n in (len(SCORES), len(HEATMAPS)))
+    for row in (0, 2):
+        for number, name in enumerate(HEATMAPS):
+            if not critic.network.config.prompted or map_of[row] == number:
+                asking = task_prompt("HEATMAP", name, PROMPTS[row]) if critic.network.config.prompted else PROMPTS[row]
+                seen = critic.network.see(batch.pixels[row : row + 1])
+                drawn = critic.network.heatmap(critic.network.fuse(seen, *critic.tokenize([asking])).features, name)
+                maps.append((drawn[0] - batch.heatmaps[row, number]).square().mean())
+    torch.testing.assert_close(found["heatmap"], torch.stack(maps).mean())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_batch_without_maps_teaches_the_rest(form: str) -> None:
+    critic, batch = make_critic(**FORMS[form]), make_batch()
+    batch.heatmaps[:] = torch.nan
+    parts = RahfLoss(critic.tokenize, LossWeights(kld=1.0)).parts(critic.network, batch, torch.Generator())
+    assert parts["heatmap"] == 0
+    assert parts["kld"] == 0
+    torch.stack(list(parts.values())).sum().backward()
+    assert all(one.grad is None or one.grad.isfinite().all() for one in critic.network.parameters())
+
+
 def test_a_map_of_another_size_is_a_target_too() -> None:
     critic = make_critic()
     parts = RahfLoss(critic.tokenize, LossWeights()).parts(critic.network, make_batch(size=50), torch.Generator())

@@ -7,9 +7,10 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from rewards.rahf.critic import Rahf
 from rewards.rahf.network import HEATMAPS, RahfNetwork
 from rewards.training.rahf import LossWeights, RahfLoss
-from rewards.training.readout import PENALTY, fit_readout, fit_readouts
+from rewards.training.readout import PENALTY, fit_readout, fit_readouts, with_readouts
 from tests.rewards.training.test_rahf import make_batch, make_critic
 
 HEAT = {"heads": "paper", "reads_image": True, "scores_read_heat": True}
@@ -56,6 +57,14 @@ def test_scores_come_closer_and_maps_stay() -> None:
     assert loss.parts(network, batch, generator)["score"] < 0.2 * before
     for name, old in zip(HEATMAPS, maps, strict=True):
         torch.testing.assert_close(network.heatmap(features, name), old, atol=0, rtol=0)
+
+
+def test_readouts_read_nothing_before_they_are_fitted() -> None:
+    critic, batch = make_critic(heads="paper", reads_image=True), make_batch()
+    reading = Rahf.of(with_readouts(critic.network), critic.tokenizer)
+    images = batch.pixels / 2 + 0.5
+    torch.testing.assert_close(reading(images, batch.prompts), critic(images, batch.prompts))
+    assert reading.network.config.scores_read_heat
 
 
 def test_a_score_that_nobody_gave_is_left_out() -> None:
