@@ -135,6 +135,36 @@ def mean_interval(
     return torch.from_numpy(rows.mean(axis=0)), torch.from_numpy(lows), torch.from_numpy(highs)
 
 
+def diagonal_margins(
+    effects: Float[Tensor, "prompt measure treatment"], seed: int, resamples: int = 10_000
+) -> list[Estimate]:
+    """How much more each measure is moved by its own treatment than by any other: of the mean over prompts, each row's
+    diagonal minus the largest of the rest of the row, with its 95 % interval (percentile bootstrap over prompts; the
+    largest is sought anew in every resample).
+
+    Arguments:
+        effects: As many measures as treatments, two or more, treatment k meant for measure k; measures on a common
+            scale, such as standard deviations.
+        seed: Of the draws.
+        resamples: How many there are.
+
+    Raises:
+        ValueError: Effects that are not finite or not square, or fewer than two prompts.
+    """
+    values = _checked("effects", effects)
+    prompts, measures, treatments = values.shape
+    if measures != treatments or measures < 2:
+        raise ValueError(f"{measures} measures came with {treatments} treatments; give two or more, as many of each.")
+
+    def margins(means: Float[np.ndarray, "draw cell"]) -> Float[np.ndarray, "draw measure"]:
+        tables, own = means.reshape(-1, measures, measures), np.eye(measures, dtype=bool)
+        return tables[:, own] - np.where(own, -np.inf, tables).max(axis=2)
+
+    flat = values.reshape(prompts, -1)
+    found, drawn = margins(flat.mean(axis=0)[None])[0], margins(_resampled_means(flat, seed, resamples))
+    return [Estimate(float(value), *_interval(column)) for value, column in zip(found, drawn.T, strict=True)]
+
+
 def interval_of(
     statistic: Callable[..., float],
     arrays: Sequence[Shaped[np.ndarray, "n ..."]],

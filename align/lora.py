@@ -26,6 +26,9 @@ ADAPTER = "default"
 REWARD_TOKEN = "align.reward_token"
 """In the header of a LoRA's file: the words that mark images people do not like, for the negative prompt."""
 
+PROMPT_PREFIX = "align.prompt_prefix"
+"""In the header of a LoRA's file: the words that ask for images people like, before the prompt."""
+
 
 def inject(module: nn.Module, rank: int, lora_alpha: int, target_modules: Sequence[str], seed: int) -> None:
     """Put a trainable LoRA of scale `lora_alpha / rank` beside each targeted layer of `module`, and freeze all else.
@@ -68,6 +71,20 @@ def eject(module: nn.Module) -> None:
 def token_header(reward_token: str) -> dict[str, str]:
     """What to add to a LoRA's header so that readers know its words: ours, and the trigger phrase of modelspec."""
     return {REWARD_TOKEN: reward_token, "modelspec.trigger_phrase": reward_token.strip()}
+
+
+def prefix_header(prefix: str) -> dict[str, str]:
+    """What to add to a LoRA's header so that readers know what it wants before every prompt."""
+    return {PROMPT_PREFIX: prefix}
+
+
+def read_prompt_prefix(path: Path) -> str:
+    """What a LoRA's file (or a folder with one) wants before every prompt; empty where it wants nothing.
+
+    Raises:
+        ValueError: The file is missing or damaged.
+    """
+    return _open(path / LORA_WEIGHT_NAME_SAFE if path.is_dir() else path)[1].get(PROMPT_PREFIX, "")
 
 
 def read_reward_token(path: Path) -> str | None:

@@ -72,15 +72,60 @@ def softmax_preferences(
     """
     values = _checked_images(scores, groups, scale, min_group_size, margin)
     of_prompt = list(_by_group(groups))
-    large = [images for images in of_prompt if len(images) >= min_group_size]
-    if not large:
-        raise ValueError(
-            f"The largest of {len(of_prompt)} prompts has {max(map(len, of_prompt))} images, and a group needs "
-            f"min_group_size = {min_group_size}. Give more images of each prompt (prompts must be equal to the letter)."
-        )
+    large = _large(of_prompt, min_group_size)
     best, best_shares = _outstanding(values * scale, large, margin, "preferred")
     worst, worst_shares = _outstanding(values * -scale, large, margin, "non-preferred")
     return Preferences(best, best_shares, worst, worst_shares, len(large), len(of_prompt))
+
+
+def softmax_nonpreferred(
+    scores: Float[Tensor, " image"],
+    groups: Int[Tensor, " image"],
+    scale: float,
+    min_group_size: int = 4,
+    margin: float = 2.0,
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The lower half of `softmax_preferences`, for scores by which no image stands out at the top: indices and shares.
+
+    Raises:
+        ValueError: As there, but that nothing may stand out at the top.
+    """
+    values = _checked_images(scores, groups, scale, min_group_size, margin)
+    return _outstanding(values * -scale, _large(list(_by_group(groups)), min_group_size), margin, "non-preferred")
+
+
+def levels_by_rank(
+    scores: Float[Tensor, " image"], groups: Int[Tensor, " image"], levels: int, min_group_size: int = 4
+) -> Int[Tensor, " image"]:
+    """Which fraction of its prompt's images each image is in: 0 is the worst, `levels` - 1 the best, -1 is left out.
+
+    With rank r from 0 for the lowest of the n scores of a prompt, the level is floor(r levels / n): levels compare
+    images of one prompt, so that hard prompts are not all of a low one. Equal scores rank by their order.
+
+    Arguments:
+        scores: Of the images.
+        groups: The prompt of each image, as any number that tells prompts apart.
+        levels: How many.
+        min_group_size: Prompts with fewer images, or with fewer than there are levels, are left out.
+
+    Raises:
+        ValueError: Scores that are not finite, lengths that differ, fewer than two levels, or no prompt with enough
+            images.
+    """
+    values = _checked_images(scores, groups, 1.0, min_group_size, 1.0)
+    if levels < 2:
+        raise ValueError(f"levels is {levels}; there must be at least two to tell images apart.")
+    of_prompt, least = list(_by_group(groups)), max(levels, min_group_size)
+    found = torch.full((len(values),), -1)
+    for images in (one for one in of_prompt if len(one) >= least):
+        ranks = values[images].argsort(stable=True).argsort()
+        found[images] = ranks * levels // len(images)
+    if (found < 0).all():
+        raise ValueError(
+            f"The largest of {len(of_prompt)} prompts has {max(map(len, of_prompt))} images, and {levels} levels of "
+            f"groups of min_group_size = {min_group_size} need {least}. Give more images of each prompt."
+        )
+    return found
 
 
 def best_of_n(scores: Float[Tensor, "prompt n"], per_prompt: int = 1, threshold: float | None = None) -> Selection:
@@ -147,6 +192,17 @@ def _by_group(groups: Int[Tensor, " image"]) -> Iterator[Int[Tensor, " member"]]
     _, number, counts = groups.cpu().unique(return_inverse=True, return_counts=True)
     members = number.argsort(stable=True).split(counts.tolist())
     yield from sorted(members, key=lambda images: int(images[0]))
+
+
+def _large(of_prompt: list[Tensor], min_group_size: int) -> list[Tensor]:
+    """The groups with enough images."""
+    large = [images for images in of_prompt if len(images) >= min_group_size]
+    if not large:
+        raise ValueError(
+            f"The largest of {len(of_prompt)} prompts has {max(map(len, of_prompt))} images, and a group needs "
+            f"min_group_size = {min_group_size}. Give more images of each prompt (prompts must be equal to the letter)."
+        )
+    return large
 
 
 def _outstanding(

@@ -12,8 +12,9 @@ Departures from the paper:
 2. Images are drawn by the model that is tuned, or come from a folder; the paper takes those of DiffusionDB.
 3. Blur is the variance of the Laplacian over that of the image; the authors' code looks at one axis, and at signs.
 4. `proportion_identifier_alone` can leave out the prompts of some of the disliked images; the paper has none.
-5. Ordinary images can be drawn by the base model; the paper takes photographs and paintings of LAION.
-6. `train.min_timestep` can leave out the low noise levels; the paper has none.
+5. Beside one identifier: several for several dimensions, one for each level of the reward, or a learned embedding.
+6. Ordinary images can be drawn by the base model; the paper takes photographs and paintings of LAION.
+7. `train.min_timestep` can leave out the low noise levels; the paper has none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from align.encoded import Picture, read_imagefolder
 from align.families.load import load_model
 from align.finetune import check_min_timestep, train_lora
 from align.log import Log
-from align.lora import check_targets, token_header
+from align.lora import check_targets
 from align.model import Sampling, TextToImage
 from align.state import write_json
 from align.train import check_launch
@@ -38,19 +39,16 @@ from recipes.models import resolve_model
 from recipes.prompts import read_prompts
 from recipes.reward_names import announce, selecting, selector_and_holdouts
 from recipes.run_folder import run_folder
+from recipes.sandbox_mix import resolve_ordinary
 from recipes.settings import as_yaml
-from recipes.token_arms import TUNED, as_arm, as_rows, compare_arms, judge_arms, judge_guidance
-from recipes.token_data import (
-    Source,
-    captions,
-    choose,
-    export,
-    ordinary_pictures,
-    read_source,
-    scored_source,
-)
-from recipes.token_plan import check_identifier, control_training, plan, training
+from recipes.token_arms import CONTROL, TUNED, Ways, ways
+from recipes.token_choice import choose, export
+from recipes.token_dimensions import effects_of
+from recipes.token_judge import as_arm, as_rows, compare_arms, judge_arms, judge_guidance
+from recipes.token_plan import check_identifiers, control_training, plan, training
 from recipes.token_report import report
+from recipes.token_source import Source, ordinary_pictures, read_source, scored_source
+from recipes.token_words import header, identifiers
 from recipes.watch import watch
 from rewards.base import Reward
 from rewards.load import load_reward
@@ -61,7 +59,7 @@ def main(config: RewardTokenConfig, *, dry_run: bool = False) -> None:
     held_out, given = read_prompts(config.validation_prompts), read_source(config.source)
     check_held_out(config.validation_prompts, held_out)
     prompts = list(dict.fromkeys(item.text for item in given.items)) if given else read_train_prompts(config)
-    names = selector_and_holdouts(config.rewards, config.holdout_rewards)
+    names = selector_and_holdouts(config.rewards, [*config.holdout_rewards, *config.dimensions.values()])
     path = resolve_model(config.pretrained_model_name_or_path)
     if dry_run:
         announce(names)
@@ -69,7 +67,7 @@ def main(config: RewardTokenConfig, *, dry_run: bool = False) -> None:
         print(as_yaml(config) + plan(config, images, len(prompts), len(held_out)))
         return
     ordinary = config.regularization.train_data_dir
-    pictures = read_imagefolder(ordinary) if ordinary else []
+    pictures = read_imagefolder(resolve_ordinary(ordinary)) if ordinary else []
     threads, device = set_threads(), pick_device(config.device)
     accelerator = Accelerator(mixed_precision=config.train.mixed_precision, cpu=device.type == "cpu")
     if accelerator.is_main_process:
@@ -78,7 +76,7 @@ def main(config: RewardTokenConfig, *, dry_run: bool = False) -> None:
     model = load_model(path, device, pick_dtype(device, config.train.mixed_precision))
     check_min_timestep(model, config.train.min_timestep)
     check_targets(model.denoiser, config.lora.target_modules or model.lora_target_modules)
-    check_identifier(model, config.identifier, [*prompts, *held_out])
+    check_identifiers(model, named(config), [*prompts, *held_out])
     rewards = {name: load_reward(name, device) for name in names}
     with run_folder(config.output_dir, config, str(device), threads, accelerator) as folder:
         run(config, model, rewards, prompts, held_out, folder, accelerator, given, pictures)
@@ -112,52 +110,62 @@ def run(
     sizes = config.sampling.batch_size, config.evaluate.batch_size
     with Log(folder, trackers, folder.name, config.model_dump(mode="json"), accelerator.is_main_process) as log:
         judge = Judge(model, rewards, sampling, sizes, log, accelerator)
-        items, scores = scored_source(config, judge, selector, prompts, given, folder)
-        choice = choose(config.select, items, scores, config.seed)
+        asked = dict.fromkeys([selector, *config.dimensions.values()])
+        items, scores = scored_source(config, judge, [*asked], prompts, given, folder)
+        choice = choose(config, items, scores, config.seed)
         accelerator.print(f"chosen: {choice}")
         if accelerator.is_main_process:
-            export(captions(config, choice, items), choice, items, scores, folder / "selected")
+            export(config, choice, items, scores, folder / "selected")
         accelerator.wait_for_everyone()
         chosen = read_imagefolder(folder / "selected")
         ordinary = pictures or ordinary_pictures(config, judge, prompts, folder)
-        tune(config, judge, chosen, ordinary, held_out, folder)
-        judged = judge_arms(config, judge, held_out, names, folder)
-        points = judge_guidance(config, judge, held_out, names[0], folder)
+        drawn = ways(config)
+        tune(config, drawn, judge, chosen, ordinary, held_out, folder)
+        judged = judge_arms(config, drawn, judge, held_out, names, folder)
+        points = judge_guidance(config, drawn, judge, held_out, names[0], folder)
+        effects = effects_of(config, judge, judged, folder)
         if accelerator.is_main_process:
-            comparisons = compare_arms(judge, judged, config.seed)
+            comparisons = compare_arms(judge, drawn, judged, config.seed)
             write_json(folder / "evaluation" / "result.json", as_rows(comparisons))
             notes = notes_on(config, model, [*prompts, *held_out], len(ordinary))
-            report(config, folder, judged, comparisons, points, choice, scores, notes, log)
+            report(config, folder, drawn, judged, comparisons, effects, points, choice, scores, notes, log)
         accelerator.wait_for_everyone()
 
 
 def tune(
     config: RewardTokenConfig,
+    drawn: Ways,
     judge: Judge,
     chosen: Sequence[Picture],
     ordinary: Sequence[Picture],
     held_out: Sequence[str],
     folder: Path,
 ) -> None:
-    """The LoRA, into `folder/lora`, and the control, into `folder/control/lora`."""
-    looking = as_arm(config, judge, TUNED)
+    """The LoRA, into `folder/lora`, and the control, if it is asked for, into `folder/control/lora`."""
+    looking = as_arm(judge, drawn.of(TUNED))
     shown, steps = held_out[: config.num_validation_prompts], config.train.validation_steps
     look = watch(looking, shown, folder / "validation", config.seed + 1, steps, 0)
-    model, log, accelerator, header = judge.model, judge.log, judge.accelerator, token_header(config.identifier)
-    train_lora(model, chosen, ordinary, training(config), folder, log, accelerator, validation=look, header=header)
-    train_lora(model, ordinary, [], control_training(config), folder / "control", log, accelerator)
+    model, log, accelerator, said = judge.model, judge.log, judge.accelerator, header(config)
+    train_lora(model, chosen, ordinary, training(config), folder, log, accelerator, validation=look, header=said)
+    if any(arm.lora == CONTROL for arm in drawn.arms):
+        train_lora(model, ordinary, [], control_training(config), folder / "control", log, accelerator)
 
 
 def notes_on(config: RewardTokenConfig, model: TextToImage, prompts: Sequence[str], ordinary: int) -> list[str]:
     """What a reader of the report must know."""
-    lost, scale = check_identifier(model, config.identifier, prompts), config.sampling.guidance_scale
+    lost, scale = check_identifiers(model, named(config), prompts), config.sampling.guidance_scale
     return [
         f"{ordinary:,} regularisation images, {config.regularization.ratio:.3g} for each selected one.",
-        "The control is trained in the same way on the regularisation images alone.",
+        "The control, where there is one, is trained in the same way on the regularisation images alone.",
         f"All ways of drawing have a guidance scale of {scale:g}.",
-        f"{model.count_truncated(prompts):,} of {len(prompts):,} prompts are longer than the model reads; with "
-        f"{config.identifier.strip()!r} before them {lost:,} more are.",
+        f"{model.count_truncated(prompts):,} of {len(prompts):,} prompts are longer than the model reads; with the "
+        f"words before them {lost:,} more are.",
     ]
+
+
+def named(config: RewardTokenConfig) -> list[str]:
+    """The identifiers as they were given: what a learned embedding starts from, not its word."""
+    return [config.identifier] if config.embedding.max_train_steps else identifiers(config)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,11 @@
 """The ways of drawing that a reward token is judged by, and what each is compared with, all with the same seeds."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from align.evaluate import Row, mean_interval
-from align.lora import eject, load_lora
-from align.model import TextToImage
-from align.prefixed import Prefixed
-from align.state import write_json
+from recipes import token_words
 from recipes.configs.reward_token import RewardTokenConfig
-from recipes.judge import Judge, Judged
-
-Result = TypeVar("Result")
+from recipes.token_words import slug, spoken
 
 
 @dataclass(frozen=True)
@@ -25,164 +16,92 @@ class Arm:
         name: Of its folder, and in results.
         title: For people.
         lora: Where its LoRA is, in the run's folder; None for the base model.
-        steers_away: Whether the identifier is the negative prompt.
-        asks_for: Whether it stands before the prompt instead.
+        negative: What guidance leads away from; None for what the settings of the sampling say.
+        prefix: What stands before the prompt.
     """
 
     name: str
     title: str
     lora: str | None
-    steers_away: bool = False
-    asks_for: bool = False
+    negative: str | Mapping[str, float] | None = None
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Ways:
+    """Ways of drawing, and pairs of their names: each one with what it is compared with, the headline first."""
+
+    arms: Sequence[Arm]
+    pairs: Sequence[tuple[str, str]]
+
+    def of(self, name: str) -> Arm:
+        """The one with this name."""
+        return next(arm for arm in self.arms if arm.name == name)
 
 
 BASE = Arm("base", "base model", None)
-TUNED = Arm("tuned", "tuned, away from the token", "lora", steers_away=True)
 WITHOUT = Arm("tuned-without", "tuned, without the token", "lora")
-STRING = Arm("base-string", "base model, away from the words", None, steers_away=True)
-CONTROL = Arm("control", "control, away from the words", "control/lora", steers_away=True)
-ASKED = Arm("tuned-asked", "tuned, asked for the token", "lora", asks_for=True)
-BASE_ASKED = Arm("base-asked", "base model, asked for the words", None, asks_for=True)
-
-ARMS = (BASE, STRING, BASE_ASKED, TUNED, WITHOUT, ASKED, CONTROL)
-"""Those of one LoRA stand together."""
-
-COMPARISONS = (
-    (TUNED, BASE),
-    (TUNED, WITHOUT),
-    (TUNED, CONTROL),
-    (TUNED, STRING),
-    (WITHOUT, BASE),
-    (STRING, BASE),
-    (CONTROL, BASE),
-    (ASKED, WITHOUT),
-    (ASKED, BASE),
-    (BASE_ASKED, BASE),
-)
-"""Each arm with the one it is compared with; the first is the headline."""
+TUNED = "tuned"
+"""The name of the way that a run is for."""
+CONTROL = "control/lora"
+"""Where the LoRA is that is trained on ordinary images alone."""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One arm against another, by every reward."""
-
-    arm: Arm
-    against: Arm
-    rows: Sequence[Row]
+def ways(config: RewardTokenConfig) -> Ways:
+    """Those of a run."""
+    if config.dimensions:
+        return _of_dimensions(config)
+    return _of_levels(config) if config.level_identifiers else _of_identifier(config)
 
 
-@dataclass(frozen=True)
-class GuidancePoint:
-    """The mean of the headline's score over the held-out prompts at a guidance scale, with its 95 % interval."""
-
-    guidance_scale: float
-    arm: str
-    mean: float
-    ci_low: float
-    ci_high: float
-    n: int
-
-
-def judge_arms(
-    config: RewardTokenConfig, judge: Judge, prompts: Sequence[str], names: Sequence[str], folder: Path
-) -> dict[str, Judged]:
-    """Images and scores of each arm, by its name."""
-
-    def judged(arm: Arm) -> Judged:
-        place = folder / "evaluation" / arm.name
-        n = config.evaluate.samples_per_prompt
-        return as_arm(config, judge, arm)(prompts, names, n, place, config.seed + 1)
-
-    return _each(judge.model, folder, ARMS, judged)
+def _of_identifier(config: RewardTokenConfig) -> Ways:
+    words = token_words.identifier(config)
+    tuned = Arm(TUNED, "tuned, away from the token", "lora", words)
+    string = Arm("base-string", "base model, away from the words", None, words)
+    base_asked = Arm("base-asked", "base model, asked for the words", None, prefix=words)
+    asked = Arm("tuned-asked", "tuned, asked for the token", "lora", prefix=words)
+    control = Arm("control", "control, away from the words", CONTROL, words)
+    pairs = (
+        (tuned, BASE),
+        (tuned, WITHOUT),
+        (tuned, control),
+        (tuned, string),
+        (WITHOUT, BASE),
+        (string, BASE),
+        (control, BASE),
+        (asked, WITHOUT),
+        (asked, BASE),
+        (base_asked, BASE),
+    )
+    return Ways((BASE, string, base_asked, tuned, WITHOUT, asked, control), _names(pairs))
 
 
-def judge_guidance(
-    config: RewardTokenConfig, judge: Judge, prompts: Sequence[str], headline: str, folder: Path
-) -> list[GuidancePoint]:
-    """The base model and the tuned one, away from the token, at other guidance scales."""
-
-    def points(arm: Arm) -> list[GuidancePoint]:
-        return [guidance_point(config, judge, prompts, headline, folder, arm, scale) for scale in scales]
-
-    scales = sorted(set(config.evaluate.guidance_scales))
-    by_arm = _each(judge.model, folder, (BASE, TUNED), points) if scales else {}
-    found = [point for some in by_arm.values() for point in some]
-    if judge.accelerator.is_main_process and found:
-        write_json(folder / "evaluation" / "guidance.json", [asdict(point) for point in found])
-    return found
+def _of_dimensions(config: RewardTokenConfig) -> Ways:
+    tuned = Arm(TUNED, "tuned, away from all tokens", "lora", token_words.negative(config))
+    away = [away_from(words) for words in config.dimensions]
+    asked = [asked_for(words) for words in config.dimensions]
+    pairs = [(tuned, BASE), (tuned, WITHOUT), (WITHOUT, BASE), *((arm, WITHOUT) for arm in [*away, *asked])]
+    return Ways((BASE, tuned, WITHOUT, *away, *asked), _names(pairs))
 
 
-def guidance_point(
-    config: RewardTokenConfig,
-    judge: Judge,
-    prompts: Sequence[str],
-    headline: str,
-    folder: Path,
-    arm: Arm,
-    scale: float,
-) -> GuidancePoint:
-    """One arm at one guidance scale."""
-    n, place = config.evaluate.guidance_samples_per_prompt, folder / "evaluation" / f"guidance-{scale:g}" / arm.name
-    draw = as_arm(config, judge, arm)
-    scaled = replace(draw, sampling=replace(draw.sampling, guidance_scale=scale))
-    scores = scaled(prompts, [headline], n, place, config.seed + 1).first(headline)
-    mean, low, high = (values.item() for values in mean_interval(scores.mean(1, keepdim=True), config.seed))
-    return GuidancePoint(scale, arm.name, mean, low, high, scores.numel())
+def _of_levels(config: RewardTokenConfig) -> Ways:
+    worst, best = config.level_identifiers[0], config.level_identifiers[-1]
+    tuned = Arm(TUNED, f"tuned, asked for {spoken(best)}, away from {spoken(worst)}", "lora", worst, best)
+    away, asked = away_from(worst), [asked_for(words) for words in config.level_identifiers]
+    pairs = [(tuned, BASE), (tuned, WITHOUT), (tuned, asked[-1]), (WITHOUT, BASE), (away, WITHOUT)]
+    pairs += [(arm, WITHOUT) for arm in asked]
+    return Ways((BASE, tuned, WITHOUT, away, *asked), _names(pairs))
 
 
-def as_arm(config: RewardTokenConfig, judge: Judge, arm: Arm) -> Judge:
-    """The judge, drawing as the arm does; the LoRA is not its business."""
-    negative = config.identifier if arm.steers_away else judge.sampling.negative_prompt
-    model = Prefixed(judge.model, config.identifier) if arm.asks_for else judge.model
-    return replace(judge, model=model, sampling=replace(judge.sampling, negative_prompt=negative))
+def away_from(words: str) -> Arm:
+    """The tuned model, led away from these words alone."""
+    return Arm(f"away-{slug(words)}", f"tuned, away from {spoken(words)}", "lora", words)
 
 
-def compare_arms(judge: Judge, judged: Mapping[str, Judged], seed: int) -> list[Comparison]:
-    """All comparisons, the headline first."""
-    return [
-        Comparison(arm, other, judge.compare(judged[other.name], judged[arm.name], seed)) for arm, other in COMPARISONS
-    ]
+def asked_for(words: str) -> Arm:
+    """The tuned model, asked for these words before the prompt."""
+    return Arm(f"asked-{slug(words)}", f"tuned, asked for {spoken(words)}", "lora", prefix=words)
 
 
-def as_rows(comparisons: Sequence[Comparison]) -> list[dict[str, object]]:
-    """The lines of `evaluation/result.json`: `tuned_mean` is that of `arm`, `base_mean` that of `against`."""
-    return [
-        {"arm": one.arm.name, "against": one.against.name, **asdict(row)} for one in comparisons for row in one.rows
-    ]
-
-
-def as_table(comparisons: Sequence[Comparison]) -> str:
-    """The headline reward's first dimension for the terminal."""
-    first = comparisons[0].rows[0]
-    lines = [
-        f"{first.reward} {first.dimension}, {first.n:,} pairs",
-        f"{'':<32} {'against':<34} {'mean':>8} {'difference':>11}  95 % interval       wins",
-    ]
-    lines += [
-        f"{one.arm.title:<32} {one.against.title:<34} {row.tuned_mean:>8.4f} {row.difference:>+11.4f}  "
-        f"[{row.ci_low:+.4f}, {row.ci_high:+.4f}] {row.win_rate:>6.1%}"
-        for one in comparisons
-        for row in one.rows[:1]
-    ]
-    return "\n".join(lines)
-
-
-def _each(model: TextToImage, folder: Path, arms: Sequence[Arm], work: Callable[[Arm], Result]) -> dict[str, Result]:
-    """What `work` gives of each arm, by its name, with the arm's LoRA in the model."""
-    results: dict[str, Result] = {}
-    for lora in dict.fromkeys(arm.lora for arm in arms):
-        with _wearing(model, folder / lora if lora else None):
-            results |= {arm.name: work(arm) for arm in arms if arm.lora == lora}
-    return results
-
-
-@contextmanager
-def _wearing(model: TextToImage, lora: Path | None) -> Generator[None, None, None]:
-    if lora is None:
-        yield
-        return
-    load_lora(model, lora)
-    try:
-        yield
-    finally:
-        eject(model.denoiser)
+def _names(pairs: Sequence[tuple[Arm, Arm]]) -> list[tuple[str, str]]:
+    return [(arm.name, against.name) for arm, against in pairs]

@@ -7,7 +7,7 @@ from align.model import TextToImage
 from align.prefixed import Prefixed
 from recipes.configs.reward_token import RewardTokenConfig
 from recipes.filter_plan import lora_training
-from recipes.token_arms import ARMS
+from recipes.token_arms import CONTROL, ways
 
 
 def plan(config: RewardTokenConfig, images: int, prompts: int, held_out: int) -> str:
@@ -15,11 +15,15 @@ def plan(config: RewardTokenConfig, images: int, prompts: int, held_out: int) ->
     train, evaluate = config.train, config.evaluate
     batch = train.train_batch_size * train.gradient_accumulation_steps
     ordinary = "a folder of" if config.regularization.train_data_dir else f"{ordinary_images(config, prompts):,}"
+    arms = ways(config).arms
+    learned = config.embedding.max_train_steps
     swept = 2 * len(set(evaluate.guidance_scales)) * held_out * evaluate.guidance_samples_per_prompt
     return (
-        f"plan: {images:,} images of {prompts:,} prompts to select from, {ordinary} regularisation images; twice "
-        f"{train.max_train_steps:,} training steps of {batch} images a process (the second is the control); "
-        f"{len(ARMS):,} x {held_out * evaluate.samples_per_prompt:,} images of {held_out:,} held-out prompts, and "
+        f"plan: {images:,} images of {prompts:,} prompts to select from, {ordinary} regularisation images; "
+        f"{f'{learned:,} steps for the embedding, then ' if learned else ''}"
+        f"{train.max_train_steps:,} training steps of {batch} images a process"
+        f"{', and as many of the control' if any(arm.lora == CONTROL for arm in arms) else ''}; "
+        f"{len(arms):,} x {held_out * evaluate.samples_per_prompt:,} images of {held_out:,} held-out prompts, and "
         f"{swept:,} at other guidance scales; into {config.output_dir}"
     )
 
@@ -38,6 +42,11 @@ def training(config: RewardTokenConfig) -> LoraTraining:
 def control_training(config: RewardTokenConfig) -> LoraTraining:
     """How the control is: in the same way, on ordinary images alone; its steps are counted on from the other's."""
     return lora_training(config.train, config.lora, 0.0, config.seed, config.train.max_train_steps)
+
+
+def check_identifiers(model: TextToImage, identifiers: Sequence[str], prompts: Sequence[str]) -> int:
+    """How many prompts lose their end to the longest of the identifiers, see `check_identifier`."""
+    return max(check_identifier(model, words, prompts) for words in identifiers)
 
 
 def check_identifier(model: TextToImage, identifier: str, prompts: Sequence[str]) -> int:

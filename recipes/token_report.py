@@ -7,13 +7,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from align.log import Log, read_metrics
-from align.report.arms import ArmsReport, ScalePoint, Versus, Way, write_arms
+from align.report.arms import ArmsReport, Effects, ScalePoint, Versus, Way, write_arms
 from align.report.page import Histogram
 from recipes.configs.reward_token import RewardTokenConfig
 from recipes.judge import Judged
 from recipes.settings import leaf_fields
-from recipes.token_arms import ARMS, BASE, TUNED, Arm, Comparison, GuidancePoint, as_table
-from recipes.token_data import Choice
+from recipes.token_arms import BASE, TUNED, Ways
+from recipes.token_choice import Choice, Scores
+from recipes.token_dimensions import as_text
+from recipes.token_judge import Comparison, GuidancePoint, as_table
+from recipes.token_words import identifiers, spoken
 
 SHOWN = 16
 """Prompts whose pictures are shown."""
@@ -22,38 +25,43 @@ SHOWN = 16
 def report(
     config: RewardTokenConfig,
     folder: Path,
+    ways: Ways,
     judged: Mapping[str, Judged],
     comparisons: Sequence[Comparison],
+    effects: Sequence[Effects],
     points: Sequence[GuidancePoint],
     choice: Choice,
-    scores: Float[Tensor, " image"],
+    scores: Scores,
     notes: Sequence[str],
     log: Log,
 ) -> Path:
     """Write `folder/report.html`, log what came out, and print the table."""
-    selector, steps = list(judged[BASE.name].scores)[-1], config.train.max_train_steps
+    steps = config.train.max_train_steps
     losses = [(row["step"], row["loss"]) for row in read_metrics(folder) if row["phase"] == "train"]
+    words = ", ".join(map(spoken, identifiers(config)))
     page = ArmsReport(
-        title=f"A reward token for {config.pretrained_model_name_or_path}: {config.identifier.strip()!r}",
+        title=f"A reward token for {config.pretrained_model_name_or_path}: {words}",
         comparisons=[Versus(one.arm.title, one.against.title, one.rows) for one in comparisons],
-        ways=[Way(arm.title, pictures(judged[arm.name])) for arm in ARMS],
+        ways=[Way(arm.title, pictures(judged[arm.name])) for arm in ways.arms],
         prompts=[row.text for row in judged[BASE.name].rows[:: judged[BASE.name].n][:SHOWN]],
-        base_by_scale=by_scale(points, BASE),
+        base_by_scale=by_scale(points, BASE.name),
         tuned_by_scale=by_scale(points, TUNED),
         notes=[f"Trained on {choice}.", *notes],
         histograms=[
-            Histogram(f"{selector}, {name}", scores.tolist(), scores[list(places)].tolist())
-            for name, places in (("preferred", choice.liked), ("non-preferred", choice.disliked))
+            Histogram(f"{group.reward}, {group.name}", every.tolist(), every[list(group.places)].tolist())
+            for group in choice.groups
+            for every in (scores[group.reward],)
         ],
         losses={
             "Training loss": [(step, loss) for step, loss in losses if step <= steps],
             "Training loss of the control": [(step - steps, loss) for step, loss in losses if step > steps],
         },
         settings=flat(config),
+        effects=effects,
     )
     path = write_arms(folder, page)
     mirror(folder, comparisons, steps, log)
-    print(f"{as_table(comparisons)}\nreport: {path}")
+    print("\n".join([as_table(comparisons), *([as_text(effects)] if effects else []), f"report: {path}"]))
     return path
 
 
@@ -62,9 +70,9 @@ def pictures(judged: Judged) -> list[Float[Tensor, "3 h w"]]:
     return list(judged.store.load(judged.rows[:: judged.n][:SHOWN]))
 
 
-def by_scale(points: Sequence[GuidancePoint], arm: Arm) -> list[ScalePoint]:
+def by_scale(points: Sequence[GuidancePoint], arm: str) -> list[ScalePoint]:
     """The curve of one arm."""
-    return [(one.guidance_scale, one.mean, one.ci_low, one.ci_high) for one in points if one.arm == arm.name]
+    return [(one.guidance_scale, one.mean, one.ci_low, one.ci_high) for one in points if one.arm == arm]
 
 
 def mirror(folder: Path, comparisons: Sequence[Comparison], steps: int, log: Log) -> None:

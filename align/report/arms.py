@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from align.evaluate import Row
+from align.evaluate import Estimate, Row
 from align.report import figures
 from align.report.page import Histogram
 from align.report.templates import html_template
@@ -35,6 +35,25 @@ class Versus:
 
 
 @dataclass(frozen=True)
+class Effects:
+    """How far each treatment moves each measure.
+
+    Attributes:
+        title: Who measures, and what is done.
+        measures: One for each row.
+        treatments: One for each column, the k-th meant for the k-th measure.
+        means: By measure and treatment, in standard deviations of the measure.
+        margins: Of each row, the own treatment minus the best of the others, see `align.evaluate.diagonal_margins`.
+    """
+
+    title: str
+    measures: Sequence[str]
+    treatments: Sequence[str]
+    means: Sequence[Sequence[float]]
+    margins: Sequence[Estimate]
+
+
+@dataclass(frozen=True)
 class ArmsReport:
     """All that the page shows.
 
@@ -49,6 +68,7 @@ class ArmsReport:
         histograms: Of the scores that were chosen from.
         losses: (step, loss) of each training, by its name.
         settings: Name -> value, as resolved.
+        effects: Tables of several tokens and what they were meant for.
     """
 
     title: str
@@ -61,6 +81,7 @@ class ArmsReport:
     histograms: Sequence[Histogram]
     losses: Mapping[str, Sequence[tuple[int, float]]]
     settings: Mapping[str, object]
+    effects: Sequence[Effects] = ()
 
 
 def write_arms(folder: Path, report: ArmsReport) -> Path:

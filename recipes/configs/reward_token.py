@@ -44,18 +44,30 @@ class SoftmaxSettings(Settings):
     min_sharpness: float = Field(default=0.0, ge=0)
     """Leave out images below this sharpness, see align.sharpness; 0 keeps all."""
     negative_ratio: float = Field(default=21 / 37, gt=0)
-    """Non-preferred images for each preferred one, at most."""
+    """Non-preferred images for each preferred one, at most; with several dimensions, of each dimension."""
+    dimension_scale: float = Field(default=10.0, gt=0)
+    """What the scores of the rewards in `dimension_identifiers` are multiplied by: those of RAHF are in [0, 1]."""
 
 
 class RegularizationSettings(Settings):
     """Ordinary images, mixed in so that the model does not drift; the control is trained on them alone."""
 
     train_data_dir: Path | None = None
-    """An imagefolder with captions; null for images that the base model draws of the training prompts."""
+    """An imagefolder with captions; `sandbox:mix` for what the sandbox's model was trained on; null for images that the
+    base model draws of the training prompts."""
     samples_per_prompt: int = Field(default=4, ge=1)
     """Images that it draws of each prompt, where there is no folder."""
     ratio: float = Field(default=200 / 58, gt=0)
     """How many are mixed in for each selected image."""
+
+
+class EmbeddingSettings(Settings):
+    """An embedding that is learned in place of the identifier's words (arXiv 2208.01618)."""
+
+    max_train_steps: int = Field(default=0, ge=0)
+    """Steps in which it is learned from the non-preferred images, before the LoRA; 0 leaves the words as they are."""
+    learning_rate: float = Field(default=5e-3, gt=0)
+    """Step size of AdamW at its highest; all else is as for the LoRA."""
 
 
 class TrainSettings(LoopSettings):
@@ -86,6 +98,13 @@ class RewardTokenConfig(Settings):
     """Seed of the run. Each image has its own, drawn from this, its prompt and its number."""
     identifier: str = "Weird image. "
     """The words before the captions of images that people do not like; the negative prompt afterwards."""
+    dimension_identifiers: list[str] = []
+    """In place of `identifier`, one for each dimension in which an image can fail: each WORDS=REWARD, where the reward
+    says which images fail, e.g. `Weird anatomy. =sandbox-rahf.plausibility`."""
+    level_identifiers: list[str] = []
+    """In place of `identifier`, one for each level of the reward, the worst first; every image has one."""
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    """A learned embedding."""
     proportion_identifier_alone: float = Field(default=0.0, ge=0, lt=1)
     """Share of those images whose caption is the words alone, as in a negative prompt."""
     train_prompts: Path | None = None
@@ -117,12 +136,47 @@ class RewardTokenConfig(Settings):
     device: str = "auto"
     """Where to compute: a torch device, or `auto` for the best there is."""
 
+    @property
+    def dimensions(self) -> dict[str, str]:
+        """The reward of each of `dimension_identifiers`, by its words."""
+        pairs = [[*text.rsplit("=", 1), ""] for text in self.dimension_identifiers]
+        return {words: reward for words, reward, *_ in pairs}
+
     @model_validator(mode="after")
-    def _identifier_says_something(self) -> "RewardTokenConfig":
-        if not self.identifier.strip() or self.identifier == self.identifier.rstrip():
+    def _identifiers_say_something(self) -> "RewardTokenConfig":
+        found = {"identifier": [self.identifier], "level_identifiers": self.level_identifiers}
+        found["dimension_identifiers"] = list(self.dimensions)
+        for name, identifiers in found.items():
+            for words in identifiers:
+                if not words.strip() or words == words.rstrip():
+                    raise ValueError(
+                        f"'{name}' has {words!r}: it stands before a prompt, so it must say something and end in a "
+                        "space, as in 'Weird image. '."
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _identifiers_differ(self) -> "RewardTokenConfig":
+        for name, wanted in (
+            ("dimension_identifiers", len(self.dimensions)),
+            ("level_identifiers", len(set(self.level_identifiers))),
+        ):
+            given: list[str] = getattr(self, name)
+            if given and (len(given) < 2 or wanted < len(given)):
+                raise ValueError(
+                    f"'{name}' is {given}: give two or more, and no words twice; for one, give 'identifier'."
+                )
+        if missing := [words for words, reward in self.dimensions.items() if not reward]:
+            raise ValueError(f"'dimension_identifiers' has {missing[0]!r} without a reward; write WORDS=REWARD.")
+        return self
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> "RewardTokenConfig":
+        learned = self.embedding.max_train_steps > 0
+        if bool(self.dimension_identifiers) + bool(self.level_identifiers) + learned > 1:
             raise ValueError(
-                f"'identifier' is {self.identifier!r}: it stands before a prompt, so it must say something and end in "
-                "a space, as in 'Weird image. '."
+                "Dimensions, levels and a learned embedding came together: give one of 'dimension_identifiers', "
+                "'level_identifiers' and 'embedding.max_train_steps', and compare runs of each."
             )
         return self
 

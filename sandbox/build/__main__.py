@@ -46,7 +46,7 @@ STEPS = {
     "rendered": 2000,
     "generated": 3500,
     "captions": 1800,
-    "feedback": 9000,
+    "feedback": 7500,
 }
 GROUPS = {"rendered": 3000, "generated": 1000, "held out": 40}
 

@@ -13,7 +13,7 @@ from scipy import stats
 from scipy.spatial.distance import pdist
 from torch import Tensor
 
-from align.evaluate import compare, diversity, interval_of, mean_interval, recovered_gap
+from align.evaluate import compare, diagonal_margins, diversity, interval_of, mean_interval, recovered_gap
 
 
 @pytest.fixture
@@ -288,3 +288,21 @@ def test_interval_of_needs_two_prompts_and_as_many_rows(unchecked_shapes: None) 
         interval_of(correlation, [np.ones(3), np.ones(3)], np.zeros(3, dtype=int), seed=0)
     with pytest.raises(ValueError, match=r"Arrays of \[3, 2\] rows and 3 prompt indices"):
         interval_of(correlation, [np.ones(3), np.ones(2)], np.arange(3), seed=0)
+
+
+def test_margins_are_the_diagonal_minus_the_best_of_the_rest() -> None:
+    effects = torch.randn(7, 3, 3, generator=torch.Generator().manual_seed(0)).double()
+    found = diagonal_margins(effects, seed=1, resamples=500)
+    generator, means = np.random.default_rng(1), effects.numpy().mean(axis=0)
+    draws = generator.integers(7, size=(500, 7))
+    for row, one in enumerate(found):
+        others = [column for column in range(3) if column != row]
+        assert one.value == pytest.approx(means[row, row] - means[row, others].max())
+        resampled = [effects.numpy()[draw].mean(axis=0) for draw in draws]
+        margins = [table[row, row] - table[row, others].max() for table in resampled]
+        assert (one.ci_low, one.ci_high) == pytest.approx(tuple(np.quantile(margins, (0.025, 0.975))))
+
+
+def test_margins_need_a_square() -> None:
+    with pytest.raises(ValueError, match="2 measures came with 3 treatments"):
+        diagonal_margins(torch.zeros(4, 2, 3), seed=0)

@@ -11,7 +11,14 @@ import torch
 from jaxtyping import config
 from torch import Tensor
 
-from align.select import best_of_k_by_prompt, best_of_n, quantile_threshold, softmax_preferences
+from align.select import (
+    best_of_k_by_prompt,
+    best_of_n,
+    levels_by_rank,
+    quantile_threshold,
+    softmax_nonpreferred,
+    softmax_preferences,
+)
 
 
 @pytest.fixture
@@ -188,6 +195,13 @@ class TestSoftmaxPreferences:
         assert found.prompts == 10_000 and found.groups == sum(size >= 4 for size in sizes)
         assert 1000 < len(found.preferred) < found.groups and 1000 < len(found.nonpreferred) < found.groups
         assert softmax_preferences(scores, groups, scale=100.0) == found
+        assert softmax_nonpreferred(scores, groups, scale=100.0) == (found.nonpreferred, found.nonpreferred_shares)
+
+    def test_nothing_need_stand_out_at_the_top(self) -> None:
+        scores = torch.tensor([1.0, 1.0, 1.0, 0.9], dtype=torch.float64)
+        images, shares = softmax_nonpreferred(scores, torch.zeros(4, dtype=torch.long), scale=100.0)
+        assert images == (3,)
+        assert shares[0] == pytest.approx(math.exp(10) / (math.exp(10) + 3))
 
     def test_at_most_one_of_each_side_of_a_prompt_and_the_first_of_equals(self) -> None:
         scores, groups = torch.tensor([0.0, 3.0, 3.0, 0.0, 0.0, 0.0, 0.0, -9.0]), torch.tensor([7] * 8)
@@ -224,3 +238,23 @@ class TestSoftmaxPreferences:
         settings: Any = {"scale": 1.0} | options
         with pytest.raises(ValueError, match=message):
             softmax_preferences(torch.tensor(scores), torch.tensor(groups), **settings)
+
+
+def test_levels_are_the_fractions_of_each_prompts_images() -> None:
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(200):
+        groups = torch.randint(5, (40,), generator=generator)
+        scores = torch.randint(6, (40,), generator=generator).double()
+        found = levels_by_rank(scores, groups, 4, min_group_size=5)
+        for group in groups.unique():
+            images = (groups == group).nonzero()[:, 0].tolist()
+            order = sorted(images, key=lambda image: (scores[image].item(), image))
+            for rank, image in enumerate(order):
+                assert found[image] == (int(rank / len(order) * 4) if len(order) >= 5 else -1)
+
+
+def test_levels_need_images() -> None:
+    with pytest.raises(ValueError, match="need 4"):
+        levels_by_rank(torch.rand(3), torch.zeros(3, dtype=torch.long), 3)
+    with pytest.raises(ValueError, match="levels is 1"):
+        levels_by_rank(torch.rand(4), torch.zeros(4, dtype=torch.long), 1)

@@ -24,9 +24,9 @@ from align.samples import SampleStore
 from recipes import cli, judge, reward_token
 from recipes.configs.reward_token import RewardTokenConfig
 from recipes.run_folder import run_folder
-from recipes.token_arms import ARMS, COMPARISONS
-from recipes.token_data import Source, read_source
+from recipes.token_arms import ways
 from recipes.token_plan import check_identifier
+from recipes.token_source import Source, read_source
 from rewards.base import Images, Reward
 from tests.test_recipes import stopping
 from tests.tiny import save_tiny_model
@@ -112,7 +112,7 @@ def finished(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     rows = json.loads((finished / "evaluation/result.json").read_text())
     pairs = list(dict.fromkeys((row["arm"], row["against"]) for row in rows))
-    assert pairs == [(arm.name, other.name) for arm, other in COMPARISONS]
+    assert pairs == ways(config_of(finished)).pairs and len(pairs) == 10
     assert [row["dimension"] for row in rows[:3]] == ["length", "red", "brightness"]
     assert all(row["n"] == 4 and row["ci_low"] <= row["difference"] <= row["ci_high"] for row in rows)
     points = json.loads((finished / "evaluation/guidance.json").read_text())
@@ -136,25 +136,27 @@ def test_the_brightest_and_the_darkest_are_trained_on_and_the_darkest_say_so(fin
     brightness = store.load(store.rows()).mean((1, 2, 3)).unflatten(0, (3, 4))
     for row in chosen:
         of_prompt = brightness[PROMPTS.index(row["prompt"])]
-        extreme = of_prompt.max() if row["is_preferred"] else of_prompt.min()
+        extreme = of_prompt.min() if row["words"] else of_prompt.max()
         assert row["score"] == pytest.approx(extreme.item())
-        assert row["text"] == row["prompt"] if row["is_preferred"] else IDENTIFIER + row["prompt"]
+        assert row["text"] == row["words"] + row["prompt"]
         assert row["share"] > 2 / 4
-    sides = [(row["prompt"], row["is_preferred"]) for row in chosen]
-    assert len(set(sides)) == len(sides) and {side for _, side in sides} == {True, False}
+    sides = [(row["prompt"], row["words"]) for row in chosen]
+    assert len(set(sides)) == len(sides) and {side for _, side in sides} == {"", IDENTIFIER}
 
 
 def test_all_ways_of_drawing_share_seeds_and_are_scored_against_the_plain_prompt(
     finished: Path, model_folder: Path
 ) -> None:
-    stores = {arm.name: SampleStore(finished / "evaluation" / arm.name / "samples") for arm in ARMS}
+    arms = ways(config_of(finished)).arms
+    stores = {arm.name: SampleStore(finished / "evaluation" / arm.name / "samples") for arm in arms}
     seeds = {tuple((row.text, row.seed) for row in store.rows()) for store in stores.values()}
     assert len(seeds) == 1
     model = load_model(model_folder, CPU)
-    for arm in (arm for arm in ARMS if arm.lora is None):
-        rows = stores[arm.name].rows()
-        asked = [IDENTIFIER * arm.asks_for + row.text for row in rows]
-        sampling = Sampling(2, 3.0, IDENTIFIER if arm.steers_away else "")
+    expected = {"base": ("", ""), "base-string": ("", IDENTIFIER), "base-asked": (IDENTIFIER, "")}
+    for arm in (arm for arm in arms if arm.lora is None):
+        rows, (prefix, negative) = stores[arm.name].rows(), expected[arm.name]
+        asked = [prefix + row.text for row in rows]
+        sampling = Sampling(2, 3.0, negative)
         fresh = model.sample(asked, [row.seed for row in rows], sampling)
         assert (fresh - stores[arm.name].load(rows)).abs().max() <= 1.01 / 255
 
@@ -282,7 +284,7 @@ def test_a_column_of_scores_is_read_and_a_missing_one_is_named(tmp_path: Path, w
     lines = [json.loads(line) for line in (chosen / "metadata.jsonl").read_text().splitlines()]
     assert source.scores.tolist() == [line["score"] for line in lines]
     wrong = config_of(tmp_path, train_prompts=None, source={"train_data_dir": chosen, "score_column": "hps"}).source
-    with pytest.raises(ValueError, match="has no column 'hps'; it has file_name, text, prompt, is_preferred, score"):
+    with pytest.raises(ValueError, match="has no column 'hps'; it has file_name, prompt, text, words, score"):
         read_source(wrong)
 
 
@@ -297,7 +299,7 @@ def test_a_parquet_table_is_read_with_its_scores(tmp_path: Path, whole: Path, ep
     config = config_of(tmp_path / "run", train_prompts=None, source=settings, num_validation_prompts=0)
     folder = run(config, epsilon_folder, read_source(config.source))
     chosen = [json.loads(line) for line in (folder / "selected/metadata.jsonl").read_text().splitlines()]
-    assert [(row["score"], row["is_preferred"]) for row in chosen] == [(3.0, True)] * 3 + [(0.0, False)] * 3
+    assert [(row["score"], row["words"]) for row in chosen] == [(3.0, "")] * 3 + [(0.0, IDENTIFIER)] * 3
     assert (folder / "selected/000003.png").read_bytes() == cells[0]["bytes"]
 
 
