@@ -95,11 +95,11 @@ def read_reward_token(path: Path) -> str | dict[str, float] | None:
     if written is None or not written.startswith("{"):
         return written
     try:
-        weights = json.loads(written)
-        if not all(type(weight) in (int, float) for weight in weights.values()):
+        weights = json.loads(written, parse_int=float)
+        if not all(type(weight) is float for weight in weights.values()):
             raise ValueError("a weight is not a number")
         return weighted_texts(weights)
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         raise ValueError(
             f"The reward tokens in the header of the LoRA {file} are damaged ({error}): {written!r}; {REWARD_TOKEN} "
             "must hold words, or JSON of words and weights above 0. Save or copy the LoRA again."

@@ -214,7 +214,7 @@ class StableDiffusion(TextToImage):
         return self.encode_prompts(unique)[[unique.index(prompt) for prompt in prompts]]
 
     def _guided(self, prompts: Sequence[str], sampling: Sampling) -> Denoise:
-        """Classifier-free guidance (arXiv 2207.12598) as `Sampling` has it, in one forward; at 1 the plain prediction."""
+        """Classifier-free guidance (arXiv 2207.12598) as `Sampling` has it, in one forward; at 1, none."""
         embeddings, shares = self._unique_embeddings(prompts), list(sampling.negative_shares.values())
         if sampling.guidance_scale == 1:
             return lambda x_t, t: self._unet(x_t, t, embeddings, return_dict=False)[0]
