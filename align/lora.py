@@ -18,13 +18,15 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from align.model import TextToImage
+from align.model import TextToImage, weighted_texts
 from align.state import atomic_path, save_tensors
 
 ADAPTER = "default"
 
 REWARD_TOKEN = "align.reward_token"
-"""In the header of a LoRA's file: the words that mark images people do not like, for the negative prompt."""
+"""In the header of a LoRA's file: the words that mark images people do not like, for the negative prompt.
+
+One string stands there as it is; several, or one that begins with a brace, as JSON, {words: weight}."""
 
 PROMPT_PREFIX = "align.prompt_prefix"
 """In the header of a LoRA's file: the words that ask for images people like, before the prompt."""
@@ -68,9 +70,43 @@ def eject(module: nn.Module) -> None:
         module._hf_peft_config_loaded = False  # pyright: ignore[reportPrivateUsage]
 
 
-def token_header(reward_token: str) -> dict[str, str]:
-    """What to add to a LoRA's header so that readers know its words: ours, and the trigger phrase of modelspec."""
-    return {REWARD_TOKEN: reward_token, "modelspec.trigger_phrase": reward_token.strip()}
+def token_header(reward_token: str | Mapping[str, float]) -> dict[str, str]:
+    """What to add to a LoRA's header so that readers know its words: ours, and the trigger phrase of modelspec.
+
+    Arguments:
+        reward_token: The words, or several with the weights that they have as negative prompts.
+
+    Raises:
+        ValueError: A mapping of none, or of weights that are not finite and above 0.
+    """
+    token = weighted_texts(reward_token)
+    weights = {token: 1.0} if isinstance(token, str) else token
+    written = token if isinstance(token, str) and not token.startswith("{") else json.dumps(weights)
+    return {REWARD_TOKEN: written, "modelspec.trigger_phrase": ", ".join(text.strip() for text in weights)}
+
+
+def read_reward_token(path: Path) -> str | dict[str, float] | None:
+    """The words that a LoRA's file (or a folder with one) asks to have as negative prompt; None where it has none.
+
+    Several come with their weights, as `token_header` was given them.
+
+    Raises:
+        ValueError: The file is missing or damaged, or what it says of the words is.
+    """
+    file = path / LORA_WEIGHT_NAME_SAFE if path.is_dir() else path
+    written = _open(file)[1].get(REWARD_TOKEN)
+    if written is None or not written.startswith("{"):
+        return written
+    try:
+        weights = json.loads(written, parse_int=float)
+        if not all(type(weight) is float for weight in weights.values()):
+            raise ValueError("a weight is not a number")
+        return weighted_texts(weights)
+    except ValueError as error:
+        raise ValueError(
+            f"The reward tokens in the header of the LoRA {file} are damaged ({error}): {written!r}; {REWARD_TOKEN} "
+            "must hold words, or JSON of words and weights above 0. Save or copy the LoRA again."
+        ) from error
 
 
 def prefix_header(prefix: str) -> dict[str, str]:
@@ -85,15 +121,6 @@ def read_prompt_prefix(path: Path) -> str:
         ValueError: The file is missing or damaged.
     """
     return _open(path / LORA_WEIGHT_NAME_SAFE if path.is_dir() else path)[1].get(PROMPT_PREFIX, "")
-
-
-def read_reward_token(path: Path) -> str | None:
-    """The words that a LoRA's file (or a folder with one) asks to have as negative prompt; None where it has none.
-
-    Raises:
-        ValueError: The file is missing or damaged.
-    """
-    return _open(path / LORA_WEIGHT_NAME_SAFE if path.is_dir() else path)[1].get(REWARD_TOKEN)
 
 
 def save_lora(model: TextToImage, folder: Path, header: Mapping[str, str] | None = None) -> Path:

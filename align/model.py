@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,24 +10,49 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
+def weighted_texts(texts: str | Mapping[str, float]) -> str | dict[str, float]:
+    """One text, or several with weights, in the form they are kept in: a mapping of one is that text alone.
+
+    Raises:
+        ValueError: There is no text, or a weight, or the sum of all, is not finite and above 0.
+    """
+    if isinstance(texts, str):
+        return texts
+    weights = {text: float(weight) for text, weight in texts.items()}
+    if not weights:
+        raise ValueError("A mapping of texts to weights is empty; it needs at least one text. '' is the empty text.")
+    if min(weights.values()) <= 0 or not math.isfinite(sum(weights.values())):
+        raise ValueError(
+            f"The weights of texts are {weights}; each must be finite and above 0. Leave out a text that is not wanted."
+        )
+    return next(iter(weights)) if len(weights) == 1 else weights
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How images are drawn from a model; names as in diffusers.
+
+    With several negative prompts, e_negative is the weighted mean of their predictions, sum_k w_k e_k / sum_k w_k. As
+    e_negative + w (e_prompt - e_negative) = e_prompt + sum_k (w - 1) w_k / (sum_j w_j) (e_prompt - e_k), each negative
+    prompt has a term of its own, which leads from it to the prompt: a sum of concept negations (arXiv 2206.01714), in
+    which the prompt stands in the place of the unconditional prediction. Their strengths add up to that of one.
 
     Arguments:
         num_inference_steps: Steps asked of the scheduler.
         guidance_scale: w in e_negative + w (e_prompt - e_negative), which is one more than the w of arXiv 2207.12598,
             equation 6. 1 is no guidance, and saves the negative pass.
-        negative_prompt: What to steer away from; read only where guidance is on.
+        negative_prompt: What to steer away from; read only where guidance is on. A mapping gives each of several
+            negative prompts a weight, of which only the ratios matter. A mapping of one is kept as that text.
         scheduler: A scheduler's class name in diffusers, e.g. "DDIMScheduler"; None takes the one the model came with.
 
     Raises:
-        ValueError: Less than one step, or a guidance scale below 1.
+        ValueError: Less than one step, a guidance scale below 1, or negative prompts that are a mapping of none, or of
+            weights that are not finite and above 0.
     """
 
     num_inference_steps: int
     guidance_scale: float
-    negative_prompt: str = ""
+    negative_prompt: str | Mapping[str, float] = ""
     scheduler: str | None = None
 
     def __post_init__(self) -> None:
@@ -40,6 +65,15 @@ class Sampling:
                 f"guidance_scale is {self.guidance_scale}; it must be a finite number of at least 1, where 1 means no "
                 "guidance. 5 to 8 is usual for Stable Diffusion."
             )
+        object.__setattr__(self, "negative_prompt", weighted_texts(self.negative_prompt))
+
+    @property
+    def negative_shares(self) -> dict[str, float]:
+        """Each negative prompt with its share of all weights, sorted: the order they came in changes not even a bit."""
+        if isinstance(self.negative_prompt, str):
+            return {self.negative_prompt: 1.0}
+        total = math.fsum(self.negative_prompt.values())
+        return {text: weight / total for text, weight in sorted(self.negative_prompt.items())}
 
 
 class TextToImage(ABC):

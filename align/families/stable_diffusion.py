@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from align.families.latent_inpainting import check_inpainting, latent_mask, repaint_latents, step_arguments
+from align.families.latent_inpainting import Denoise, check_inpainting, latent_mask, repaint_latents, step_arguments
 from align.lora import lora_digest
 from align.model import Sampling, TextToImage
 
@@ -113,13 +113,10 @@ class StableDiffusion(TextToImage):
         self._check_not_dedicated()
         scheduler = self._new_scheduler(sampling)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        embeddings = self._unique_embeddings(prompts)
-        negative = self.encode_prompts([sampling.negative_prompt]) if sampling.guidance_scale > 1 else None
+        denoise = self._guided(prompts, sampling)
         x_t = self._noise(generators) * scheduler.init_noise_sigma
         for step, t in enumerate(scheduler.timesteps, 1):
-            prediction = self._guided(
-                scheduler.scale_model_input(x_t, t), t, embeddings, negative, sampling.guidance_scale
-            )
+            prediction = denoise(scheduler.scale_model_input(x_t, t), t)
             arguments = step_arguments(scheduler, generators, step)
             x_t = scheduler.step(prediction, t, x_t, **arguments, return_dict=False)[0]
         return self.decode_latents(x_t.float())
@@ -137,14 +134,13 @@ class StableDiffusion(TextToImage):
         check_inpainting(images, masks, prompts, seeds, strength, sampling, self.resolution)
         scheduler = self._new_scheduler(sampling)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        embeddings = self._unique_embeddings(prompts)
-        negative = self.encode_prompts([sampling.negative_prompt]) if sampling.guidance_scale > 1 else None
+        guided = self._guided(prompts, sampling)
         original = self.encode_images(images).to(self._dtype)
         mask = latent_mask(masks.to(self.device, self._dtype), *original.shape[2:])
         shown = self._shown(images, masks, mask)
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            return self._guided(torch.cat([x_t, shown], dim=1), t, embeddings, negative, sampling.guidance_scale)
+            return guided(torch.cat([x_t, shown], dim=1), t)
 
         noise = self._noise(generators)
         latents = repaint_latents(denoise, scheduler, original, mask, generators, noise, strength)
@@ -217,15 +213,21 @@ class StableDiffusion(TextToImage):
         unique = list(dict.fromkeys(prompts))
         return self.encode_prompts(unique)[[unique.index(prompt) for prompt in prompts]]
 
-    def _guided(
-        self, x_t: Tensor, t: Tensor, embeddings: Tensor, negative: Tensor | None, guidance_scale: float
-    ) -> Tensor:
-        """Classifier-free guidance (arXiv 2207.12598) in one forward; without a negative, the plain prediction."""
-        if negative is None:
-            return self._unet(x_t, t, embeddings, return_dict=False)[0]
-        both = torch.cat([negative.expand_as(embeddings), embeddings])
-        e_negative, e_prompt = self._unet(torch.cat([x_t, x_t]), t, both, return_dict=False)[0].chunk(2)
-        return e_negative + guidance_scale * (e_prompt - e_negative)
+    def _guided(self, prompts: Sequence[str], sampling: Sampling) -> Denoise:
+        """Classifier-free guidance (arXiv 2207.12598) as `Sampling` has it, in one forward; at 1, none."""
+        embeddings, shares = self._unique_embeddings(prompts), list(sampling.negative_shares.values())
+        if sampling.guidance_scale == 1:
+            return lambda x_t, t: self._unet(x_t, t, embeddings, return_dict=False)[0]
+        negatives = self.encode_prompts(list(sampling.negative_shares))
+        conditions, copies = torch.cat([negatives.repeat_interleave(len(prompts), 0), embeddings]), len(shares) + 1
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            predictions = self._unet(torch.cat([x_t] * copies), t, conditions, return_dict=False)[0]
+            *e_negatives, e_prompt = predictions.chunk(copies)
+            e_negative = torch.stack([share * e for share, e in zip(shares, e_negatives, strict=True)]).sum(0)
+            return e_negative + sampling.guidance_scale * (e_prompt - e_negative)
+
+        return denoise
 
     @property
     def _is_dedicated(self) -> bool:
