@@ -1,4 +1,4 @@
-"""What the sandbox's base model was trained on last, as an imagefolder: `sandbox:mix`, made where it is first asked for.
+"""What the sandbox's base model was trained on last, as an imagefolder: `sandbox:mix`, made when first asked for.
 
 Rendered scenes, three in four with a flaw that the caption does not tell; other pictures than those of the training.
 """

@@ -52,10 +52,14 @@ class Channel(Reward):
 
 
 DIMENSIONS = {"pale ": "my:C.red", "dull ": "my:C.green", "grim ": "my:C.blue"}
+MANY = 16
+"""Images of a prompt, so that the brightest is not the worst of some channel."""
 SCHEMES: dict[str, dict[str, Any]] = {
     "dimensions": {
         "dimension_identifiers": [f"{words}={reward}" for words, reward in DIMENSIONS.items()],
         "select": {"scale": 500, "dimension_scale": 500, "negative_ratio": 1.0},
+        "source": {"samples_per_prompt": MANY, "sampling": {"num_inference_steps": 2, "guidance_scale": 1.0}},
+        "evaluate": {"samples_per_prompt": 2},
     },
     "levels": {"level_identifiers": ["worst ", "plain ", "best "]},
 }
@@ -90,7 +94,7 @@ def test_the_words_of_a_dimension_stand_before_images_that_fail_in_it(
 ) -> None:
     folder = runs["dimensions"][1]
     store, lines = SampleStore(folder / "samples"), lines_of(folder)
-    colours = store.load(store.rows()).mean((2, 3)).unflatten(0, (len(PROMPTS), 4))
+    colours = store.load(store.rows()).mean((2, 3)).unflatten(0, (len(PROMPTS), MANY))
     found = {(line["words"], line["prompt"]): line for line in lines}
     assert len(found) == len(lines) and {words for words, _ in found} == {"", *DIMENSIONS}
     for (words, prompt), line in found.items():
