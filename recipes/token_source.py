@@ -11,7 +11,8 @@ from torch import Tensor
 from align.model import Sampling
 from align.samples import SampleRow
 from recipes.configs.filter_finetune import SamplingSettings
-from recipes.configs.reward_token import RewardTokenConfig, SourceSettings
+from recipes.configs.reward_token import RewardTokenConfig
+from recipes.configs.token_settings import SourceSettings
 from recipes.image_sources import column_of
 from recipes.image_texts import Captions
 from recipes.images import Item, find_items, sample_items
