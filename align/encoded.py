@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -44,40 +44,53 @@ class CaptionedFile:
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Latents of images and embeddings of their prompts (each different one once, the empty one first), in files.
+class EncodedPictures:
+    """Latents of images, in files.
 
     Attributes:
-        folder: Holds `latents-SHARD.safetensors` and `embeddings-SHARD.safetensors`.
-        prompt_of: Which prompt belongs to each image; 0 is the empty one.
+        folder: Holds `latents-SHARD.safetensors`.
+        texts: The prompt of each image.
     """
 
     folder: Path
-    prompt_of: Sequence[int]
+    texts: Sequence[str]
 
     def __len__(self) -> int:
-        return len(self.prompt_of)
+        return len(self.texts)
 
     def latents(self, images: Sequence[int]) -> Float[Tensor, "image channels latent_h latent_w"]:
         """The scaled latents of these images."""
         return torch.stack([_read_row(self.folder, "latents", image) for image in images])
 
-    def embeddings(self, prompts: Sequence[int]) -> Float[Tensor, "prompt tokens dim"]:
+
+@dataclass(frozen=True)
+class EncodedPrompts:
+    """Embeddings of prompts, each different one once, in files.
+
+    Attributes:
+        folder: Holds `embeddings-SHARD.safetensors`.
+        rows: Where each prompt's embedding is in them.
+    """
+
+    folder: Path
+    rows: Mapping[str, int]
+
+    def embeddings(self, prompts: Sequence[str]) -> Float[Tensor, "prompt tokens dim"]:
         """The text embeddings of these prompts."""
-        rows = {prompt: _read_row(self.folder, "embeddings", prompt) for prompt in set(prompts)}
-        return torch.stack([rows[prompt] for prompt in prompts])
+        read = {prompt: _read_row(self.folder, "embeddings", self.rows[prompt]) for prompt in set(prompts)}
+        return torch.stack([read[prompt] for prompt in prompts])
 
 
 @torch.no_grad()
-def encode(
+def encode_pictures(
     model: TextToImage,
     pictures: Sequence[Picture],
     folder: Path,
     batch_size: int,
     log: Log,
     accelerator: Accelerator,
-) -> Encoded:
-    """Encode images and prompts below `folder`, `batch_size` at a time, each process its share of the files.
+) -> EncodedPictures:
+    """Encode images below `folder`, `batch_size` at a time, each process its share of the files.
 
     Images of another size are scaled and cropped around their centre to the model's. What is there of the same files,
     unchanged, is kept, so that a killed run continues.
@@ -85,30 +98,45 @@ def encode(
     Raises:
         ValueError: An image is missing or damaged.
     """
-    folder = folder / _digest(pictures)
-    prompts = ["", *dict.fromkeys(picture.text for picture in pictures)]
+    folder = folder / _digest(map(_state, pictures))
 
     def latents(first: int, last: int) -> Tensor:
         images = [read_image(picture.path, model.resolution) for picture in pictures[first:last]]
         return model.encode_images(torch.stack(images).to(model.device))
 
-    def embeddings(first: int, last: int) -> Tensor:
-        return model.encode_prompts(prompts[first:last])
-
-    with log.progress(len(pictures) + len(prompts), "encode") as progress:
+    with log.progress(len(pictures), "encode images") as progress:
         _write_shards(folder, "latents", len(pictures), batch_size, latents, progress, accelerator)
-        _write_shards(folder, "embeddings", len(prompts), batch_size, embeddings, progress, accelerator)
     accelerator.wait_for_everyone()
-    index = {prompt: number for number, prompt in enumerate(prompts)}
-    return Encoded(folder, [index[picture.text] for picture in pictures])
+    return EncodedPictures(folder, [picture.text for picture in pictures])
 
 
-def _digest(pictures: Sequence[Picture]) -> str:
-    """Stands for these files as they are now, and their prompts."""
+@torch.no_grad()
+def encode_prompts(
+    model: TextToImage, prompts: Sequence[str], folder: Path, batch_size: int, log: Log, accelerator: Accelerator
+) -> EncodedPrompts:
+    """Encode prompts below `folder`, each different one once, in the way of `encode_pictures`."""
+    unique = list(dict.fromkeys(prompts))
+    folder = folder / _digest(unique)
+
+    def embeddings(first: int, last: int) -> Tensor:
+        return model.encode_prompts(unique[first:last])
+
+    with log.progress(len(unique), "encode prompts") as progress:
+        _write_shards(folder, "embeddings", len(unique), batch_size, embeddings, progress, accelerator)
+    accelerator.wait_for_everyone()
+    return EncodedPrompts(folder, {prompt: row for row, prompt in enumerate(unique)})
+
+
+def _state(picture: Picture) -> tuple[str, int, int, str]:
+    """Stands for a file as it is now, and its prompt."""
+    stat = picture.path.stat()
+    return str(picture.path), stat.st_size, stat.st_mtime_ns, picture.text
+
+
+def _digest(rows: Iterable[object]) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    for picture in pictures:
-        stat = picture.path.stat()
-        digest.update(repr((str(picture.path), stat.st_size, stat.st_mtime_ns, picture.text)).encode())
+    for row in rows:
+        digest.update(repr(row).encode())
     return digest.hexdigest()
 
 

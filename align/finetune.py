@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from align import lora
-from align.encoded import Encoded, Picture, encode
+from align.encoded import EncodedPictures, Picture, encode_pictures, encode_prompts
 from align.log import Log
 from align.losses import denoising_mse, min_snr_weights
 from align.model import TextToImage
@@ -55,7 +55,11 @@ class NoisyBatch:
     latents: Float[Tensor, "batch channels latent_h latent_w"]
     noise: Float[Tensor, "batch channels latent_h latent_w"]
     timesteps: Int[Tensor, " batch"]
-    embeddings: Float[Tensor, "batch tokens dim"]
+    prompts: Sequence[str]
+
+
+Embed = Callable[[Sequence[str]], Tensor]
+"""From prompts to their text embeddings, of shape (prompts, tokens, dim)."""
 
 
 def train_lora(
@@ -94,10 +98,14 @@ def train_lora(
         return
     check_min_timestep(model, settings.min_timestep)
     encoded = folder / "encoded"
-    data = encode(model, pictures, encoded / "selected", settings.train_batch_size, log, accelerator)
+    size = settings.train_batch_size
+    data = encode_pictures(model, pictures, encoded / "selected", size, log, accelerator)
     rest = _encode_ordinary(model, ordinary, encoded / "ordinary", settings, log, accelerator)
+    texts = ["", *data.texts, *(rest.texts if rest else [])]
+    prompts = encode_prompts(model, texts, encoded / "prompts", size, log, accelerator)
     _place(model, settings, start_from)
-    batches, loss = _batches(model, data, rest, settings), _loss(model, settings.snr_gamma)
+    batches = noisy_batches(model, data, rest, settings)
+    loss = denoising_loss(model, settings.snr_gamma, prompts.embeddings)
     train(model.denoiser, batches, loss, settings.loop, folder / "checkpoints", log, accelerator, validation)
     if accelerator.is_main_process:
         shutil.rmtree(encoded)  # before the LoRA is there: a finished training does not look again
@@ -136,7 +144,7 @@ def _encode_ordinary(
     settings: LoraTraining,
     log: Log,
     accelerator: Accelerator,
-) -> Encoded | None:
+) -> EncodedPictures | None:
     if not settings.regularization:
         return None
     if not ordinary:
@@ -144,7 +152,7 @@ def _encode_ordinary(
             f"A share of {settings.regularization:g} ordinary images shall be mixed in, and none came. "
             "Give a folder of them with captions, or a share of 0."
         )
-    return encode(model, ordinary, folder, settings.train_batch_size, log, accelerator)
+    return encode_pictures(model, ordinary, folder, settings.train_batch_size, log, accelerator)
 
 
 def _place(model: TextToImage, settings: LoraTraining, start_from: Path | None) -> None:
@@ -156,15 +164,18 @@ def _place(model: TextToImage, settings: LoraTraining, start_from: Path | None) 
     lora.inject(model.denoiser, settings.rank, settings.lora_alpha, targets, settings.loop.seed)
 
 
-def _batches(model: TextToImage, data: Encoded, rest: Encoded | None, settings: LoraTraining) -> Batches[NoisyBatch]:
+def noisy_batches(
+    model: TextToImage, data: EncodedPictures, rest: EncodedPictures | None, settings: LoraTraining
+) -> Batches[NoisyBatch]:
     """Batch number m holds the positions from m * size on of one endless stream of noisy images.
 
-    All chance belongs to a position, so the stream is the same however it is cut into batches and processes.
+    All chance belongs to a position, so the stream is the same however it is cut into batches and processes. A share
+    of the images is from `rest`, and a share of the prompts is empty, as the settings say.
     """
     size, seed = settings.train_batch_size, settings.loop.seed
     order, rest_order = shuffled(len(data), seed), shuffled(len(rest) if rest else 1, seed)
 
-    def sample(position: int) -> tuple[Tensor, Tensor, int, Tensor]:
+    def sample(position: int) -> tuple[Tensor, Tensor, int, str]:
         generator = step_generator(seed + 1, position)
         share, other_share = torch.rand(2, generator=generator).tolist()
         if rest and share < settings.regularization:
@@ -172,30 +183,27 @@ def _batches(model: TextToImage, data: Encoded, rest: Encoded | None, settings: 
         else:
             source, image = data, order(position)
         latents = source.latents([image])[0]
-        prompt = 0 if other_share < settings.proportion_empty_prompts else source.prompt_of[image]
+        prompt = "" if other_share < settings.proportion_empty_prompts else source.texts[image]
         noise = torch.randn(latents.shape, generator=generator)
         shift = settings.noise_offset * torch.randn(len(latents), 1, 1, generator=generator)
         t = torch.randint(settings.min_timestep, model.num_train_timesteps, (), generator=generator)
-        return latents, noise + shift, int(t), source.embeddings([prompt])[0]
+        return latents, noise + shift, int(t), prompt
 
     def batch(number: int) -> NoisyBatch:
-        latents, noise, t, embeddings = zip(*map(sample, range(number * size, (number + 1) * size)), strict=True)
+        latents, noise, t, prompts = zip(*map(sample, range(number * size, (number + 1) * size)), strict=True)
         to = model.device
-        return NoisyBatch(
-            torch.stack(latents).to(to),
-            torch.stack(noise).to(to),
-            torch.tensor(t).to(to),
-            torch.stack(embeddings).to(to),
-        )
+        return NoisyBatch(torch.stack(latents).to(to), torch.stack(noise).to(to), torch.tensor(t).to(to), prompts)
 
     return batch
 
 
-def _loss(model: TextToImage, snr_gamma: float | None) -> Loss[NoisyBatch]:
-    def loss(denoiser: nn.Module, batch: NoisyBatch, generator: torch.Generator) -> Float[Tensor, ""]:
-        del denoiser, generator  # the LoRA is in the model's own denoiser, and the batch brings its noise
+def denoising_loss(model: TextToImage, snr_gamma: float | None, embed: Embed) -> Loss[NoisyBatch]:
+    """The denoising error of `model` (arXiv 2006.11239, equation 14), which is shown prompts as `embed` gives them."""
+
+    def loss(module: nn.Module, batch: NoisyBatch, generator: torch.Generator) -> Float[Tensor, ""]:
+        del module, generator  # what is trained is in the model itself, and the batch brings its noise
         noisy = model.add_noise(batch.latents, batch.noise, batch.timesteps)
-        prediction = model.predict(noisy, batch.timesteps, batch.embeddings)
+        prediction = model.predict(noisy, batch.timesteps, embed(batch.prompts).to(model.device))
         target = model.target(batch.latents, batch.noise, batch.timesteps)
         if snr_gamma is None:
             return denoising_mse(prediction, target)

@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from jaxtyping import Float, Int
@@ -76,6 +77,15 @@ class Sampling:
         return {text: weight / total for text, weight in sorted(self.negative_prompt.items())}
 
 
+@final
+class LearnedToken(nn.Module):
+    """The vector of a word that a model was taught, as the only parameter; float32 whatever the weights are in."""
+
+    def __init__(self, vector: Float[Tensor, " dim"]) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(vector)
+
+
 class TextToImage(ABC):
     """A frozen text-to-image model on one device.
 
@@ -103,7 +113,8 @@ class TextToImage(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of what decides the pictures: configuration, weights, precision, LoRA as it is now."""
+        """16 hexadecimal digits of what decides the pictures: configuration, weights, precision, and of
+        LoRA and learned words what they are now."""
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "batch tokens dim"]:
@@ -112,6 +123,31 @@ class TextToImage(ABC):
     @abstractmethod
     def count_truncated(self, prompts: Sequence[str]) -> int:
         """How many of the prompts are longer than the tokenizer's limit, so that their end is not seen."""
+
+    @abstractmethod
+    def add_token(self, token: str, start: str | Float[Tensor, " dim"]) -> LearnedToken:
+        """Teach the model a word of one vector (arXiv 2208.01618), and return it, ready to train.
+
+        `encode_prompts` is differentiable with respect to the vector, and reads it as it is at the time. The embeddings
+        of prompts without the word stay what they were, bit for bit. As in diffusers, the word is found within others,
+        and where the tokenizer does not tell capital letters apart, neither does it.
+
+        Arguments:
+            token: The word, like "<bad>".
+            start: The vector itself, or words: it then starts as the mean of those of their tokens.
+
+        Raises:
+            ValueError: The tokenizer knows the word already, it holds white space, no word to start from, or a vector
+                of another width.
+        """
+
+    @abstractmethod
+    def remove_token(self, token: str) -> None:
+        """Forget a learned word, the inverse of `add_token`: all is bit for bit what it was.
+
+        Raises:
+            ValueError: It is no learned word.
+        """
 
     @abstractmethod
     def sample(self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling) -> Float[Tensor, "batch 3 h w"]:

@@ -7,7 +7,7 @@ from typing import final
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from align.model import Sampling, TextToImage
+from align.model import LearnedToken, Sampling, TextToImage
 
 
 @final
@@ -33,6 +33,12 @@ class Prefixed(TextToImage):
 
     def count_truncated(self, prompts: Sequence[str]) -> int:
         return self._model.count_truncated(self._with_prefix(prompts))
+
+    def add_token(self, token: str, start: str | Float[Tensor, " dim"]) -> LearnedToken:
+        return self._model.add_token(token, start)
+
+    def remove_token(self, token: str) -> None:
+        self._model.remove_token(token)
 
     def sample(self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling) -> Float[Tensor, "batch 3 h w"]:
         return self._model.sample(self._with_prefix(prompts), seeds, sampling)

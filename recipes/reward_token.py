@@ -44,6 +44,7 @@ from recipes.settings import as_yaml
 from recipes.token_arms import CONTROL, TUNED, Ways, ways
 from recipes.token_choice import choose, export
 from recipes.token_dimensions import effects_of
+from recipes.token_embedding import learn_embedding
 from recipes.token_judge import as_arm, as_rows, compare_arms, judge_arms, judge_guidance
 from recipes.token_plan import check_identifiers, control_training, plan, training
 from recipes.token_report import report
@@ -119,6 +120,8 @@ def run(
         accelerator.wait_for_everyone()
         chosen = read_imagefolder(folder / "selected")
         ordinary = pictures or ordinary_pictures(config, judge, prompts, folder)
+        if config.embedding.max_train_steps:
+            learn_embedding(config, judge, chosen, folder)
         drawn = ways(config)
         tune(config, drawn, judge, chosen, ordinary, held_out, folder)
         judged = judge_arms(config, drawn, judge, held_out, names, folder)
@@ -144,7 +147,8 @@ def tune(
     """The LoRA, into `folder/lora`, and the control, if it is asked for, into `folder/control/lora`."""
     looking = as_arm(judge, drawn.of(TUNED))
     shown, steps = held_out[: config.num_validation_prompts], config.train.validation_steps
-    look = watch(looking, shown, folder / "validation", config.seed + 1, steps, 0)
+    before = config.embedding.max_train_steps
+    look = watch(looking, shown, folder / "validation", config.seed + 1, steps, before)
     model, log, accelerator, said = judge.model, judge.log, judge.accelerator, header(config)
     train_lora(model, chosen, ordinary, training(config), folder, log, accelerator, validation=look, header=said)
     if any(arm.lora == CONTROL for arm in drawn.arms):

@@ -34,14 +34,16 @@ def ordinary_images(config: RewardTokenConfig, prompts: int) -> int:
 
 
 def training(config: RewardTokenConfig) -> LoraTraining:
-    """How the LoRA is trained: of all images, ratio / (1 + ratio) are ordinary."""
+    """How the LoRA is trained: of all images, ratio / (1 + ratio) are ordinary; an embedding's steps come first."""
     ratio = config.regularization.ratio
-    return lora_training(config.train, config.lora, ratio / (1 + ratio), config.seed)
+    before = config.embedding.max_train_steps
+    return lora_training(config.train, config.lora, ratio / (1 + ratio), config.seed, before)
 
 
 def control_training(config: RewardTokenConfig) -> LoraTraining:
     """How the control is: in the same way, on ordinary images alone; its steps are counted on from the other's."""
-    return lora_training(config.train, config.lora, 0.0, config.seed, config.train.max_train_steps)
+    before = config.embedding.max_train_steps + config.train.max_train_steps
+    return lora_training(config.train, config.lora, 0.0, config.seed, before)
 
 
 def check_identifiers(model: TextToImage, identifiers: Sequence[str], prompts: Sequence[str]) -> int:

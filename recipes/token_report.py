@@ -36,7 +36,6 @@ def report(
     log: Log,
 ) -> Path:
     """Write `folder/report.html`, log what came out, and print the table."""
-    steps = config.train.max_train_steps
     losses = [(row["step"], row["loss"]) for row in read_metrics(folder) if row["phase"] == "train"]
     words = ", ".join(map(spoken, identifiers(config)))
     page = ArmsReport(
@@ -52,17 +51,25 @@ def report(
             for group in choice.groups
             for every in (scores[group.reward],)
         ],
-        losses={
-            "Training loss": [(step, loss) for step, loss in losses if step <= steps],
-            "Training loss of the control": [(step - steps, loss) for step, loss in losses if step > steps],
-        },
+        losses=by_training(config, losses),
         settings=flat(config),
         effects=effects,
     )
     path = write_arms(folder, page)
-    mirror(folder, comparisons, steps, log)
+    mirror(folder, comparisons, losses[-1][0], log)
     print("\n".join([as_table(comparisons), *([as_text(effects)] if effects else []), f"report: {path}"]))
     return path
+
+
+def by_training(config: RewardTokenConfig, losses: Sequence[tuple[int, float]]) -> dict[str, list[tuple[int, float]]]:
+    """The losses of each training, which follow each other in the log, counted from 1."""
+    steps, first = config.train.max_train_steps, 0
+    named = {"the embedding": config.embedding.max_train_steps, "the LoRA": steps, "the control": steps}
+    found: dict[str, list[tuple[int, float]]] = {}
+    for name, count in named.items():
+        found[f"Loss of {name}"] = [(step - first, loss) for step, loss in losses if first < step <= first + count]
+        first += count
+    return found
 
 
 def pictures(judged: Judged) -> list[Float[Tensor, "3 h w"]]:
@@ -75,7 +82,7 @@ def by_scale(points: Sequence[GuidancePoint], arm: str) -> list[ScalePoint]:
     return [(one.guidance_scale, one.mean, one.ci_low, one.ci_high) for one in points if one.arm == arm]
 
 
-def mirror(folder: Path, comparisons: Sequence[Comparison], steps: int, log: Log) -> None:
+def mirror(folder: Path, comparisons: Sequence[Comparison], last: int, log: Log) -> None:
     """The result in the log and the trackers; a repeated phase replaces what it logged."""
     log.rewind("evaluate", 0)
     named = {
@@ -83,7 +90,7 @@ def mirror(folder: Path, comparisons: Sequence[Comparison], steps: int, log: Log
         for one in comparisons
         for row in one.rows
     }
-    log.metrics(2 * steps, named, "evaluate")
+    log.metrics(last, named, "evaluate")
     log.artifact(folder / "lora", "lora", "model")
     log.artifact(folder / "report.html", "report", "report")
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders.textual_inversion import TEXT_INVERSION_NAME_SAFE
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from align.families.stable_diffusion import StableDiffusion
+from align.learned_token import load_tokens
 from align.lora import load_lora
 from align.model import TextToImage
 from align.state import read_json
@@ -31,7 +33,8 @@ def load_model(
 ) -> TextToImage:
     """Load a pipeline folder of diffusers, or a Hugging Face repository of one, ready to sample.
 
-    Weights are read from safetensors only: nothing is unpickled and no code of the repository is run.
+    Weights are read from safetensors only: nothing is unpickled and no code of the repository is run. With the LoRA
+    comes the learned word of a `learned_embeds.safetensors` beside it, where there is one.
 
     Raises:
         ValueError: Nothing there, no model_index.json, an unknown class, or a missing or damaged file.
@@ -42,6 +45,9 @@ def load_model(
     model = family(folder, device, dtype, _identity(folder, files, dtype))
     if lora is not None:
         load_lora(model, lora)
+        beside = (lora if lora.is_dir() else lora.parent) / TEXT_INVERSION_NAME_SAFE
+        if beside.exists():
+            load_tokens(model, beside)
     return model
 
 

@@ -23,8 +23,9 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from align.families.latent_inpainting import Denoise, check_inpainting, latent_mask, repaint_latents, step_arguments
+from align.families.vocabulary import Vocabulary
 from align.lora import lora_digest
-from align.model import Sampling, TextToImage
+from align.model import LearnedToken, Sampling, TextToImage
 
 SCHEDULERS = (
     "DDIMScheduler",
@@ -73,7 +74,7 @@ class StableDiffusion(TextToImage):
         self._dtype = dtype
         self._vae: Any = pipeline.vae.requires_grad_(False).eval()
         self._text_encoder: Any = pipeline.text_encoder.requires_grad_(False).eval()
-        self._tokenizer: Any = pipeline.tokenizer
+        self._vocabulary = Vocabulary(pipeline.tokenizer, pipeline.text_encoder)
         self._unet: Any = pipeline.unet.requires_grad_(False).eval()
         self._scheduler: Any = pipeline.scheduler  # only its class and configuration: each call makes its own
         self._noise_levels: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
@@ -87,13 +88,15 @@ class StableDiffusion(TextToImage):
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.blake2b(self._identity.encode() + lora_digest(self._unet), digest_size=8).hexdigest()
+        content = self._identity.encode() + lora_digest(self._unet) + self._vocabulary.digest()
+        return hashlib.blake2b(content, digest_size=8).hexdigest()
 
     def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "batch tokens dim"]:
-        tokens = self._tokenizer(
+        tokenizer = self._vocabulary.tokenizer
+        tokens = tokenizer(
             list(prompts),
             padding="max_length",
-            max_length=self._tokenizer.model_max_length,
+            max_length=tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
         ).to(self.device)
@@ -101,8 +104,15 @@ class StableDiffusion(TextToImage):
         return self._text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask if uses_mask else None)[0]
 
     def count_truncated(self, prompts: Sequence[str]) -> int:
-        lengths = [len(ids) for ids in self._tokenizer(list(prompts), verbose=False).input_ids]
-        return sum(length > self._tokenizer.model_max_length for length in lengths)
+        tokenizer = self._vocabulary.tokenizer
+        lengths = [len(ids) for ids in tokenizer(list(prompts), verbose=False).input_ids]
+        return sum(length > tokenizer.model_max_length for length in lengths)
+
+    def add_token(self, token: str, start: str | Float[Tensor, " dim"]) -> LearnedToken:
+        return self._vocabulary.add(token, start)
+
+    def remove_token(self, token: str) -> None:
+        self._vocabulary.remove(token)
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling) -> Float[Tensor, "batch 3 h w"]:

@@ -8,7 +8,15 @@ from accelerate import Accelerator
 from PIL import Image
 
 from align import encoded
-from align.encoded import CaptionedFile, encode, read_image, read_imagefolder
+from align.encoded import (
+    CaptionedFile,
+    EncodedPictures,
+    EncodedPrompts,
+    encode_pictures,
+    encode_prompts,
+    read_image,
+    read_imagefolder,
+)
 from align.generate import generate
 from align.log import Log
 from align.model import Sampling, TextToImage
@@ -22,8 +30,9 @@ def store(tiny_model: TextToImage, tmp_path: Path, log: Log) -> SampleStore:
     return generate(tiny_model, PROMPTS, 2, tmp_path / "samples", 0, 6, Sampling(2, 2.0), log, Accelerator(cpu=True))
 
 
-def encode_in(folder: Path, model: TextToImage, store: SampleStore, log: Log) -> encoded.Encoded:
-    return encode(model, store.rows(), folder, 2, log, Accelerator(cpu=True))
+def encode_in(folder: Path, model: TextToImage, store: SampleStore, log: Log) -> tuple[EncodedPictures, EncodedPrompts]:
+    pictures = encode_pictures(model, store.rows(), folder, 2, log, Accelerator(cpu=True))
+    return pictures, encode_prompts(model, ["", *pictures.texts], folder, 2, log, Accelerator(cpu=True))
 
 
 @pytest.mark.parametrize("shard", [128, 3, 1])
@@ -31,14 +40,14 @@ def test_encoded_data_are_those_of_the_model(
     shard: int, tiny_model: TextToImage, store: SampleStore, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encoded, "SHARD", shard)
-    rows, data = store.rows(), encode_in(tmp_path / "e", tiny_model, store, log)
+    rows, (data, prompts) = store.rows(), encode_in(tmp_path / "e", tiny_model, store, log)
     order = [4, 0, 5, 4]
     expected = tiny_model.encode_images(store.load([rows[index] for index in order]))
     torch.testing.assert_close(data.latents(order), expected)
-    assert (len(data), list(data.prompt_of)) == (6, [1, 1, 2, 2, 3, 3])
-    torch.testing.assert_close(
-        data.embeddings([0, 3, 3, 1]), tiny_model.encode_prompts(["", PROMPTS[2], PROMPTS[2], PROMPTS[0]])
-    )
+    assert (len(data), list(data.texts)) == (6, [prompt for prompt in PROMPTS for _ in range(2)])
+    asked = ["", PROMPTS[2], PROMPTS[2], PROMPTS[0]]
+    torch.testing.assert_close(prompts.embeddings(asked), tiny_model.encode_prompts(asked))
+    assert len(prompts.rows) == 4
 
 
 def test_what_is_encoded_is_not_encoded_again(
@@ -46,12 +55,12 @@ def test_what_is_encoded_is_not_encoded_again(
 ) -> None:
     monkeypatch.setattr(encoded, "SHARD", 2)
     encode_in(tmp_path / "e", tiny_model, store, log)
-    (place,) = (tmp_path / "e").iterdir()
-    before = {path: path.read_bytes() for path in place.iterdir()}
-    (place / "latents-00001.safetensors").unlink()
-    times = {path: path.stat().st_mtime_ns for path in place.iterdir()}
+    before = {path: path.read_bytes() for path in (tmp_path / "e").rglob("*.safetensors")}
+    (lost,) = (tmp_path / "e").rglob("latents-00001.safetensors")
+    lost.unlink()
+    times = {path: path.stat().st_mtime_ns for path in before if path != lost}
     encode_in(tmp_path / "e", tiny_model, store, log)
-    assert {path: path.read_bytes() for path in place.iterdir()} == before
+    assert {path: path.read_bytes() for path in (tmp_path / "e").rglob("*.safetensors")} == before
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
@@ -62,7 +71,8 @@ def test_other_files_are_encoded_anew(tiny_model: TextToImage, tmp_path: Path, l
     for level in (0, 255):
         Image.new("RGB", (16, 16), (level, level, level)).save(folder / "a.png")
         files = [CaptionedFile(folder / "a.png", "a")]
-        seen.append(encode(tiny_model, files, tmp_path / "e", 2, log, Accelerator(cpu=True)).latents([0]))
+        data = encode_pictures(tiny_model, files, tmp_path / "e", 2, log, Accelerator(cpu=True))
+        seen.append(data.latents([0]))
     assert not torch.allclose(seen[0], seen[1])
 
 

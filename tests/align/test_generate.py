@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from align import samples
 from align.generate import generate, image_seed
 from align.log import Log
-from align.model import Sampling, TextToImage
+from align.model import LearnedToken, Sampling, TextToImage
 from align.samples import SampleStore, prompt_id
 
 PROMPTS = ("a red circle", "two blue stars", "a green square")
@@ -58,6 +58,12 @@ class FakeModel(TextToImage):
         raise NotImplementedError
 
     def count_truncated(self, prompts: Sequence[str]) -> int:
+        raise NotImplementedError
+
+    def add_token(self, token: str, start: str | Float[Tensor, " dim"]) -> LearnedToken:
+        raise NotImplementedError
+
+    def remove_token(self, token: str) -> None:
         raise NotImplementedError
 
     def encode_images(self, images: Tensor) -> Tensor:

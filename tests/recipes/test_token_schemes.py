@@ -9,8 +9,10 @@ import torch
 from accelerate import Accelerator
 from jaxtyping import Float
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
+from align import finetune
 from align.families.load import load_model
 from align.lora import read_prompt_prefix, read_reward_token
 from align.samples import SampleStore
@@ -20,6 +22,7 @@ from recipes.run_folder import run_folder
 from recipes.token_arms import ways
 from rewards.base import Images, Reward
 from tests.recipes.test_reward_token import CPU, HELD_OUT, LORA, PROMPTS, Brightness, config_of
+from tests.test_recipes import stopping
 from tests.tiny import save_tiny_model
 
 
@@ -62,6 +65,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
         "evaluate": {"samples_per_prompt": 2},
     },
     "levels": {"level_identifiers": ["worst ", "plain ", "best "]},
+    "learned": {"identifier": "odd one. ", "embedding": {"max_train_steps": 4}},
 }
 
 
@@ -117,16 +121,14 @@ def test_every_image_of_a_prompt_has_the_words_of_its_level(runs: dict[str, tupl
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_every_way_is_judged_and_no_control_is_trained(
-    scheme: str, runs: dict[str, tuple[RewardTokenConfig, Path]]
-) -> None:
+def test_every_way_is_judged(scheme: str, runs: dict[str, tuple[RewardTokenConfig, Path]]) -> None:
     config, folder = runs[scheme]
     rows = json.loads((folder / "evaluation/result.json").read_text())
     assert list(dict.fromkeys((row["arm"], row["against"]) for row in rows)) == ways(config).pairs
     assert {path.name for path in (folder / "evaluation").iterdir() if (path / "samples").is_dir()} == {
         arm.name for arm in ways(config).arms
     }
-    assert not (folder / "control").exists()
+    assert (folder / "control").exists() == (scheme == "learned")
     page = (folder / "report.html").read_text()
     assert all(arm.title.replace("'", "&#39;") in page for arm in ways(config).arms)
 
@@ -182,6 +184,48 @@ def test_the_lora_knows_what_to_ask_for_and_what_to_leave(
         assert (judged.load([row]) - drawn.load([other])).abs().max() <= 1.01 / 255
     plain = SampleStore(tmp_path / "plain")
     assert (plain.load(plain.rows()) - drawn.load(drawn.rows())).abs().max() > 2 / 255
+
+
+def test_a_learned_word_stands_where_the_identifier_stood(
+    runs: dict[str, tuple[RewardTokenConfig, Path]], model_folder: Path, tmp_path: Path
+) -> None:
+    config, folder = runs["learned"]
+    assert {line["words"] for line in lines_of(folder)} == {"", "<odd-one> "}
+    assert read_reward_token(folder / "lora") == "<odd-one> "
+    vector = load_file(folder / "lora/learned_embeds.safetensors")["<odd-one>"]
+    start = load_model(model_folder, CPU).add_token("<odd-one>", config.identifier).vector
+    assert 0 < (vector - start).abs().max() < 0.5
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in metrics if row["phase"] == "train"] == list(range(1, 21))
+    (tmp_path / "prompts.txt").write_text("a cow\n")
+    command = ["generate", "--model", str(model_folder), "--prompts", str(tmp_path / "prompts.txt"), "--device", "cpu"]
+    command += ["--lora", str(folder / "lora"), "--samples_per_prompt", "2", "--num_inference_steps", "2"]
+    assert cli.main([*command, "--guidance_scale", "3", "--seed", "1", "--output_dir", str(tmp_path / "out")]) == 0
+    judged, drawn = SampleStore(folder / "evaluation/tuned/samples"), SampleStore(tmp_path / "out")
+    assert (judged.load(judged.rows()[:2]) - drawn.load(drawn.rows())).abs().max() <= 1.01 / 255
+    string = SampleStore(folder / "evaluation/base-string/samples")
+    base = SampleStore(folder / "evaluation/base/samples")
+    assert (string.load(string.rows()) - base.load(base.rows())).abs().max() > 2 / 255
+
+
+@pytest.mark.parametrize("call", [3, 6])
+def test_a_run_stopped_while_or_after_the_word_is_learned_ends_with_the_same_bits(
+    call: int,
+    runs: dict[str, tuple[RewardTokenConfig, Path]],
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, whole = config_of(tmp_path / "run", **SCHEMES["learned"]), runs["learned"][1]
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "denoising_mse", stopping(finetune.denoising_mse, call))
+        with pytest.raises(InterruptedError):
+            run(config, model_folder)
+    folder = run(config, model_folder)
+    for file in (LORA, "lora/learned_embeds.safetensors", f"control/{LORA}"):
+        first, second = load_file(folder / file), load_file(whole / file)
+        assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    assert (folder / "evaluation/result.json").read_text() == (whole / "evaluation/result.json").read_text()
 
 
 @pytest.mark.parametrize(
