@@ -89,7 +89,7 @@ class _WithToken(nn.Module):
         super().__init__()
         self.known, self.token_id, self.learned = known, token_id, learned
 
-    def forward(self, ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens dim"]:
+    def forward(self, ids: Int[Tensor, "*tokens"]) -> Float[Tensor, "*tokens dim"]:
         is_learned = ids == self.token_id
         rows: Tensor = self.known(ids.masked_fill(is_learned, 0))
         return torch.where(is_learned[..., None], self.learned.vector.to(rows.dtype), rows)
