@@ -14,7 +14,7 @@ from recipes.configs.train_reward import NetworkSettings, TrainRewardConfig
 from rewards.load import load_reward
 from rewards.rahf.config import PAPER, RahfConfig
 from rewards.rahf.critic import Rahf
-from rewards.rahf.network import TIED, RahfNetwork
+from rewards.rahf.network import TIED, RahfNetwork, forget_readouts
 from rewards.rahf.start import check_sizes, of_critic, of_towers
 from rewards.rahf.tokens import Tokenize, padded
 from rewards.resnet import ResnetConfig, ResnetCritic, ResnetNetwork
@@ -63,6 +63,9 @@ def make_learner(config: TrainRewardConfig, device: torch.device) -> Learner:
     if config.train.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     network.requires_grad_()
+    if network.config.scores_read_rest:  # by what the heads will be, at the end
+        network.readouts.requires_grad_(False)
+        forget_readouts(network)
     return _rahf(network, tokenizer, weights, device)
 
 
@@ -90,7 +93,7 @@ def _rahf(network: RahfNetwork, tokenizer: Tokenizer, weights: LossWeights, devi
         fit_readouts(network, batches, tokenize)
 
     critic, loss = Rahf.of(network, tokenizer), RahfLoss(tokenize, weights)
-    last = finish if network.config.scores_read_heat else None
+    last = finish if network.config.scores_read_rest else None
     size, captions = network.config.image_size, caption_loss(tokenize)
     return Learner(network, critic, size, loss, captions, "rewards.rahf.critic:Rahf", write, last)
 

@@ -13,8 +13,9 @@ class RahfConfig:
         score_widths: Of a score head's convolutions.
         score_hidden: Of its dense layers.
         reads_image: Whether the decoder attends to image and text (the paper), or to the text alone (the port).
-        scores_read_heat: Whether a score also reads how hot the maps are, see `rewards.rahf.heads.HeatReadingScoreHead`
-            (ours); only where each output has a head.
+        scores_read_rest: Whether a score also reads what else the network says, see `RahfNetwork.readings` (ours); only
+            where each output has a head.
+        mark_token: The id of the token that the mark of a misaligned word begins with; read where scores read the rest.
         prompted: One head of each kind for all outputs, told by a prefix of the prompt what to predict (the paper's
             "augmented prompt"); otherwise one head for each output.
         max_written: The most tokens that are written for the misaligned words.
@@ -37,7 +38,8 @@ class RahfConfig:
     score_widths: tuple[int, ...] = (768, 384, 192, 96, 48, 12)
     score_hidden: tuple[int, ...] = (512, 128)
     reads_image: bool = False
-    scores_read_heat: bool = False
+    scores_read_rest: bool = False
+    mark_token: int = 0
     prompted: bool = False
     max_written: int = 100
 

@@ -68,7 +68,7 @@ class Rahf(Critic, PixelReward):
         parameter = self.network.projection.bias
         seen = self.network.see(pixels.to(parameter.device, parameter.dtype))
         bare = None if self.config.prompted else self._fuse(seen, prompts)
-        maps = self._maps(seen, prompts, bare) if self.config.scores_read_heat else None
+        maps = self._maps(seen, prompts, bare) if self.config.scores_read_rest else None
         return self._scores(seen, prompts, bare, maps)
 
     def critique(self, images: Images, prompts: Sequence[str]) -> Critique:
@@ -103,8 +103,11 @@ class Rahf(Critic, PixelReward):
         bare: Fused | None,
         maps: Float[Tensor, "batch 2 size size"] | None,
     ) -> Float[Tensor, "batch 4"]:
+        if self.config.scores_read_rest:
+            assert bare is not None and maps is not None
+            return _promoted(self.network.read_scores(bare, maps, self.tokenize(prompts)[0]))
         features = {name: self._features("SCORE", name, seen, prompts, bare) for name in SCORES}
-        return _promoted(torch.stack([self.network.score(features[name], name, maps) for name in SCORES], dim=1))
+        return _promoted(torch.stack([self.network.score(features[name], name) for name in SCORES], dim=1))
 
     def _maps(
         self, seen: Float[Tensor, "batch seen width"], prompts: Sequence[str], bare: Fused | None

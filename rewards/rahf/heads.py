@@ -2,7 +2,7 @@
 
 The paper (arXiv 2312.10240, supplement) gives kernels, strides and widths. Ours where it is silent: convolutions keep
 the size of the map (those of 2 x 2 look right and down), and its LayerNorms are over the channels of each position.
-Ours beside it: score heads that also read the maps.
+Ours beside it: what readouts of scores read of maps and of marked words.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TypeVar, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
@@ -18,7 +18,9 @@ HeadT = TypeVar("HeadT", bound=nn.Module)
 HEAT_EPS = 1e-3
 """Added to heat before its logarithm is taken."""
 HEAT_READ = 8
-"""What a readout reads of each map."""
+"""How many numbers `read_heat` gives of each map."""
+MARKS_READ = 4
+"""How many `read_chances` gives."""
 
 
 @final
@@ -131,40 +133,21 @@ class PaperScoreHead(nn.Module):
         return self.logits(x).sigmoid()
 
 
-@final
-class HeatReadingScoreHead(nn.Module):
-    """A score head whose logit also reads, linearly, the features' mean and how hot the maps are (see `read_heat`).
-
-    Ours: maps learn from every pixel, so that on few images they generalise where a head over all positions overfits.
-    While it trains, no gradient of a score reaches the maps: they show what people marked.
-    """
-
-    def __init__(self, head: PortScoreHead | PaperScoreHead, features: int, maps: int) -> None:
-        super().__init__()
-        self.head = head
-        self.readout = nn.Linear(features + HEAT_READ * maps, 1, bias=False)
-        nn.init.zeros_(self.readout.weight)
-
-    def forward(
-        self, x: Float[Tensor, "batch features h w"], maps: Float[Tensor, "batch maps big_h big_w"]
-    ) -> Float[Tensor, " batch"]:
-        """A score in [0, 1], higher is better."""
-        return (self.head.logits(x) + self.readout(self.pooled(x, maps))[:, 0]).sigmoid()
-
-    def pooled(
-        self, x: Float[Tensor, "batch features h w"], maps: Float[Tensor, "batch maps big_h big_w"]
-    ) -> Float[Tensor, "batch read"]:
-        """What the readout reads."""
-        heat = maps.detach() if self.training else maps
-        return torch.cat([x.mean((2, 3)), read_heat(heat)], dim=1)
-
-
 def read_heat(maps: Float[Tensor, "batch maps h w"]) -> Float[Tensor, "batch read"]:
     """Of each map the mean, the mean root, the mean square and the peak; and the logarithm of each of them."""
     # where heat is 0, its root has no slope
     means = [power.mean((2, 3)) for power in (maps, maps.clamp(min=1e-6).sqrt(), maps.square())]
     values = torch.cat([*means, maps.amax((2, 3))], dim=1)
     return torch.cat([values, (values + HEAT_EPS).log()], dim=1)
+
+
+def read_chances(
+    chances: Float[Tensor, "batch tokens"], real: Bool[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch 4"]:
+    """Of the chances that a word is marked before each token: mean, sum, the highest, and the logarithm of none."""
+    chances = chances.where(real, 0).clamp(max=1 - HEAT_EPS)
+    total = chances.sum(1)
+    return torch.stack([total / real.sum(1), total, chances.amax(1), torch.log1p(-chances).sum(1)], dim=1)
 
 
 def make_heatmap_head(form: str, features: int, widths: Sequence[int]) -> nn.Module:

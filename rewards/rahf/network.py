@@ -19,7 +19,14 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from rewards.rahf.config import RahfConfig
-from rewards.rahf.heads import HeatReadingScoreHead, make_heatmap_head, make_score_head
+from rewards.rahf.heads import (
+    HEAT_READ,
+    MARKS_READ,
+    make_heatmap_head,
+    make_score_head,
+    read_chances,
+    read_heat,
+)
 
 SCORES = ("plausibility", "alignment", "aesthetics", "overall")
 HEATMAPS = ("implausibility", "misalignment")
@@ -53,8 +60,8 @@ class RahfNetwork(nn.Module):
 
     def __init__(self, config: RahfConfig) -> None:
         super().__init__()
-        if config.prompted and config.scores_read_heat:
-            raise ValueError("scores_read_heat needs all maps in one pass: set it, or prompted, to false.")
+        if config.prompted and config.scores_read_rest:
+            raise ValueError("scores_read_rest needs all maps in one pass: set it, or prompted, to false.")
         self.config = config
         self._recompute = False
         self.vit = ViTModel(_vit_config(config), add_pooling_layer=False)
@@ -63,6 +70,9 @@ class RahfNetwork(nn.Module):
         _keep_precision(self.t5)
         self.score_heads = nn.ModuleDict({name: _score_head(config) for name in _names(SCORES, config)})
         self.heatmap_heads = nn.ModuleDict({name: _heatmap_head(config) for name in _names(HEATMAPS, config)})
+        if config.scores_read_rest:
+            self.readouts = nn.Linear(_readings(config), len(SCORES)).requires_grad_(False)
+            forget_readouts(self)
 
     def enable_gradient_checkpointing(self) -> None:
         """While it trains, compute activations anew for the backward pass instead of keeping them: less memory."""
@@ -99,11 +109,35 @@ class RahfNetwork(nn.Module):
         self,
         features: Float[Tensor, "batch width grid grid"],
         name: str,
-        maps: Float[Tensor, "batch 2 size size"] | None = None,
     ) -> Float[Tensor, " batch"]:
-        """One of `SCORES`, in [0, 1]; `maps` are needed where scores read heat: those of `HEATMAPS`."""
-        head = self.score_heads[ANY if self.config.prompted else name]
-        return head(features, maps) if self.config.scores_read_heat else head(features)
+        """One of `SCORES`, in [0, 1], as its head alone gives it."""
+        return self.score_heads[ANY if self.config.prompted else name](features)
+
+    def readings(
+        self, fused: Fused, maps: Float[Tensor, "batch 2 size size"], ids: Int[Tensor, "batch tokens"]
+    ) -> tuple[Float[Tensor, "batch 4"], Float[Tensor, "batch read"]]:
+        """The logits of all scores as the heads alone give them, and what the readouts read (ours, not the paper's).
+
+        These are the features' mean, how hot each map is, the logits, and the chances of marked words. Maps learn from
+        every pixel and marks from every word, so that on few images they generalise where a head over all positions
+        overfits.
+
+        Arguments:
+            fused: With the bare prompts.
+            maps: Those of `HEATMAPS`.
+            ids: The prompts, with their end.
+        """
+        heads = [self.score_heads[name] for name in SCORES]
+        logits = torch.stack([head.logits(fused.features) for head in heads], dim=1)  # pyright: ignore[reportCallIssue]
+        marks = read_chances(self.write_logits(fused, ids).softmax(-1)[..., self.config.mark_token], ids != PAD)
+        return logits, torch.cat([fused.features.mean((2, 3)), read_heat(maps), logits, marks], dim=1)
+
+    def read_scores(
+        self, fused: Fused, maps: Float[Tensor, "batch 2 size size"], ids: Int[Tensor, "batch tokens"]
+    ) -> Float[Tensor, "batch 4"]:
+        """All of `SCORES`, in [0, 1], as heads and readouts together give them; see `readings`."""
+        logits, read = self.readings(fused, maps, ids)
+        return (logits + self.readouts(read)).sigmoid()
 
     def heatmap(self, features: Float[Tensor, "batch width grid grid"], name: str) -> Float[Tensor, "batch size size"]:
         """One of `HEATMAPS`, in [0, 1]."""
@@ -152,14 +186,23 @@ class RahfNetwork(nn.Module):
         return [row[: row.index(END)] if END in row else row for row in torch.cat(written, dim=1).tolist()]
 
 
+def forget_readouts(network: RahfNetwork) -> None:
+    """Let the readouts read nothing, until they are fitted."""
+    nn.init.zeros_(network.readouts.weight)
+    nn.init.zeros_(network.readouts.bias)
+
+
+def _readings(config: RahfConfig) -> int:
+    """How much `RahfNetwork.readings` reads."""
+    return config.text_width + HEAT_READ * len(HEATMAPS) + len(SCORES) + MARKS_READ
+
+
 def _names(names: tuple[str, ...], config: RahfConfig) -> tuple[str, ...]:
     return (ANY,) if config.prompted else names
 
 
 def _score_head(config: RahfConfig) -> nn.Module:
-    width = config.text_width
-    head = make_score_head(config.heads, width, config.grid**2, config.score_widths, config.score_hidden)
-    return HeatReadingScoreHead(head, width, len(HEATMAPS)) if config.scores_read_heat else head
+    return make_score_head(config.heads, config.text_width, config.grid**2, config.score_widths, config.score_hidden)
 
 
 def _heatmap_head(config: RahfConfig) -> nn.Module:

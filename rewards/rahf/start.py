@@ -14,7 +14,7 @@ from rewards.rahf.config import RahfConfig
 from rewards.rahf.critic import Rahf
 from rewards.rahf.network import RahfNetwork
 
-HEADS = ("score_heads.", "heatmap_heads.")
+HEADS = ("score_heads.", "heatmap_heads.", "readouts.")
 
 
 def of_towers(vit: str, t5: str, chosen: RahfConfig) -> tuple[RahfNetwork, Tokenizer]:

@@ -130,14 +130,12 @@ def _together(
     batch: RahfBatch,
     generator: torch.Generator,
 ) -> Predicted:
-    """All scores and maps, in one pass; maps that nobody drew only where scores read their heat."""
+    """All scores and maps, in one pass, but for maps that nobody drew."""
     del seen, generator
-    drawn, reads = rows_with_maps(batch), network.config.scores_read_heat
-    features = bare.features if reads else bare.features[drawn]
-    maps = torch.stack([network.heatmap(features, name) for name in HEATMAPS], dim=1)
-    scores = torch.stack([network.score(bare.features, name, maps if reads else None) for name in SCORES], dim=1)
-    targets = fit_targets(batch.heatmaps[drawn], batch.pixels.shape[-1])
-    return scores, batch.scores, maps[drawn] if reads else maps, targets
+    drawn = rows_with_maps(batch)
+    maps = torch.stack([network.heatmap(bare.features[drawn], name) for name in HEATMAPS], dim=1)
+    scores = torch.stack([network.score(bare.features, name) for name in SCORES], dim=1)
+    return scores, batch.scores, maps, fit_targets(batch.heatmaps[drawn], batch.pixels.shape[-1])
 
 
 def rows_with_maps(batch: RahfBatch) -> Int[Tensor, " drawn"]:

@@ -32,10 +32,10 @@ def write_photos(folder: Path) -> Path:
     return folder
 
 
-def save_start(folder: Path, scores_read_heat: bool = False) -> Path:
+def save_start(folder: Path, scores_read_rest: bool = False) -> Path:
     """A tiny RAHF with its card."""
     torch.manual_seed(0)
-    save_rahf(folder, RahfNetwork(RahfConfig(**TINY, scores_read_heat=scores_read_heat)))
+    save_rahf(folder, RahfNetwork(RahfConfig(**TINY, scores_read_rest=scores_read_rest)))
     card = {"reward": "rewards.rahf.critic:Rahf", "dimensions": list(SCORES), "licence": "none", "paper": "none"}
     (folder / "align_reward.json").write_text(json.dumps(card))
     return folder

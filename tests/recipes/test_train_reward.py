@@ -108,13 +108,13 @@ def test_a_stopped_training_ends_with_the_same_bits_and_is_loaded_and_judged(
     assert (tmp_path / "out/table.md").read_text().startswith("Pearson's correlation")
 
 
-def test_scores_that_read_heat_are_fitted_to_all_images_at_the_end(data: Path, tmp_path: Path) -> None:
+def test_scores_that_read_the_rest_are_fitted_to_all_images_at_the_end(data: Path, tmp_path: Path) -> None:
     """What is written is the best of the training with its readouts fitted, and nearer to people than that was."""
-    start = save_start(tmp_path / "start", scores_read_heat=True)
+    start = save_start(tmp_path / "start", scores_read_rest=True)
     assert _train(data, tmp_path / "out", "rahf", "--network.rahf", str(start)) == 0
     best, made = (load_file(tmp_path / "out" / name / "model.safetensors") for name in ("best", "reward"))
     changed = {name for name in best if not torch.equal(best[name], made[name])}
-    assert changed and all("readout" in name or "dense" in name for name in changed)
+    assert changed == {"readouts.weight", "readouts.bias"}
     shutil.copy(start / "align_reward.json", tmp_path / "out/best")
     rows = list(read_rich_feedback(data, "train", []))
     said = torch.tensor([[row.scores[name] for name in SCORES] for row in rows])

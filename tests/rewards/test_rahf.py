@@ -53,7 +53,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "port, prompted": {"prompted": True},
     "paper": {"heads": "paper", "reads_image": True},
     "paper, prompted": {"heads": "paper", "reads_image": True, "prompted": True},
-    "paper, scores read heat": {"heads": "paper", "reads_image": True, "scores_read_heat": True},
+    "paper, scores read the rest": {"heads": "paper", "reads_image": True, "scores_read_rest": True, "mark_token": 7},
 }
 
 

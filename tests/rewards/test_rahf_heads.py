@@ -1,65 +1,81 @@
-"""Score heads that read the maps: the formula, and which gradients they let through."""
+"""What the readouts of scores read of maps, of words and of each other: the formulas, and which networks have them."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from rewards.rahf.config import RahfConfig
-from rewards.rahf.heads import HeatReadingScoreHead, make_score_head
-from rewards.rahf.network import RahfNetwork
-from tests.rewards.test_rahf import TINY
+from rewards.rahf.critic import Rahf
+from rewards.rahf.heads import read_chances, read_heat
+from rewards.rahf.network import HEATMAPS, SCORES, RahfNetwork
+from tests.rewards.test_rahf import PROMPTS, TINY
+from tests.rewards.tokenizers_for_tests import tiny_t5
+
+REST: dict[str, Any] = {"heads": "paper", "reads_image": True, "scores_read_rest": True, "mark_token": 7}
 
 
-def _head() -> HeatReadingScoreHead:
-    torch.manual_seed(0)
-    return HeatReadingScoreHead(make_score_head("paper", 5, 16, (4,), (6,)), 5, maps=2)
-
-
-def _inputs() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    maps = torch.rand(3, 2, 8, 8, generator=generator)
+def _maps() -> Tensor:
+    maps = torch.rand(3, 2, 8, 8, generator=torch.Generator().manual_seed(1))
     maps[0, 0] = 0
-    return torch.randn(3, 5, 4, 4, generator=generator), maps.requires_grad_()
+    return maps.requires_grad_()
 
 
-def test_a_new_one_is_the_head_alone() -> None:
-    head, (features, maps) = _head(), _inputs()
-    torch.testing.assert_close(head(features, maps), head.head(features))
+def test_of_heat_four_ways_and_their_logarithms_are_read() -> None:
+    maps = _maps()
+    ways = (
+        lambda x: x.mean(),
+        lambda x: (x.clamp(min=1e-6) ** 0.5).mean(),
+        lambda x: (x * x).mean(),
+        lambda x: x.max(),
+    )
+    for image, found in zip(maps, read_heat(maps), strict=True):
+        values = torch.stack([way(one) for way, one in itertools.product(ways, image)])
+        torch.testing.assert_close(found, torch.cat([values, torch.log(values + 0.001)]))
 
 
-def test_the_logit_reads_mean_features_and_how_hot_the_maps_are() -> None:
-    head, (features, maps) = _head(), _inputs()
-    torch.nn.init.normal_(head.readout.weight)
-    alone = torch.logit(head.head(features))
-    weights = head.readout.weight[0]
-    for image in range(3):
-        logit = alone[image]
-        for channel in range(5):
-            logit = logit + weights[channel] * features[image, channel].mean()
-        ways = (
-            lambda x: x.mean(),
-            lambda x: (x.clamp(min=1e-6) ** 0.5).mean(),
-            lambda x: (x * x).mean(),
-            lambda x: x.max(),
-        )
-        for index, (way, one) in enumerate(itertools.product(ways, range(2))):
-            heat = way(maps[image, one])
-            logit = logit + weights[5 + index] * heat + weights[13 + index] * torch.log(heat + 0.001)
-        torch.testing.assert_close(head(features, maps)[image], logit.sigmoid(), atol=1e-5, rtol=1e-5)
+def test_a_cold_map_gives_a_finite_gradient() -> None:
+    maps = _maps()
+    read_heat(maps).sum().backward()
+    assert maps.grad is not None and (maps.grad[1:] != 0).all() and maps.grad.isfinite().all()
 
 
-def test_a_score_bends_no_map_while_it_trains() -> None:
-    head, (features, maps) = _head(), _inputs()
-    torch.nn.init.ones_(head.readout.weight)
-    head.train()(features, maps).sum().backward()
-    assert maps.grad is None
-    head.eval()(features, maps).sum().backward()
-    assert maps.grad is not None and (maps.grad[1:] != 0).all()
-    assert maps.grad.isfinite().all()  # one of them is cold all over
+def test_of_chances_the_padding_does_not_count() -> None:
+    chances, real = torch.tensor([[0.1, 0.5, 0.9]]), torch.tensor([[True, True, False]])
+    found = read_chances(chances, real)
+    torch.testing.assert_close(found[0], torch.tensor([0.3, 0.6, 0.5, torch.tensor(0.9 * 0.5).log()]))
+    assert read_chances(torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool)).isfinite().all()
+
+
+def test_scores_are_those_of_heads_and_readouts_together() -> None:
+    torch.manual_seed(0)
+    network = RahfNetwork(RahfConfig(**TINY, **REST)).eval()
+    critic = Rahf.of(network, tiny_t5())
+    pixels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    ids, real = critic.tokenize(PROMPTS)
+    fused = network.fuse(network.see(pixels), ids, real)
+    alone = torch.stack([network.score(fused.features, name) for name in SCORES], dim=1)
+    torch.testing.assert_close(critic.score_pixels(pixels, PROMPTS), alone)  # new readouts read nothing
+    torch.nn.init.normal_(network.readouts.weight)
+    torch.nn.init.normal_(network.readouts.bias)
+    for image, prompt in enumerate(PROMPTS):
+        features = fused.features[image]
+        maps = torch.stack([network.heatmap(features[None], name) for name in HEATMAPS], dim=1)
+        words, _ = critic.tokenize([prompt])
+        one = network.fuse(network.see(pixels[image : image + 1]), words, torch.ones_like(words, dtype=torch.bool))
+        chances = []
+        for place in range(words.shape[1]):  # each after those before it, as when it writes
+            before = torch.cat([torch.zeros(1, 1, dtype=torch.long), words[:, :place]], dim=1)
+            chances.append(network.next_token(one, before)[0].softmax(-1)[0, 7])
+        marks = read_chances(torch.stack(chances)[None], torch.ones(1, len(chances), dtype=torch.bool))
+        logits = torch.logit(alone[image])
+        read = torch.cat([features.mean((1, 2)), read_heat(maps)[0], logits, marks[0]])
+        expected = (logits + network.readouts.weight @ read + network.readouts.bias).sigmoid()
+        torch.testing.assert_close(critic.score_pixels(pixels, PROMPTS)[image], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_one_map_at_a_time_cannot_be_read_by_scores() -> None:
-    with pytest.raises(ValueError, match="scores_read_heat needs all maps in one pass"):
-        RahfNetwork(RahfConfig(**TINY, prompted=True, scores_read_heat=True))
+    with pytest.raises(ValueError, match="scores_read_rest needs all maps in one pass"):
+        RahfNetwork(RahfConfig(**TINY, prompted=True, scores_read_rest=True))

@@ -52,8 +52,7 @@ def test_the_loss_is_the_weighted_sum_of_what_the_network_gets_wrong(form: str) 
             if not config.prompted or score_of[i] == j:
                 asking = task_prompt("SCORE", name, prompt) if config.prompted else prompt
                 features = network.fuse(seen, *critic.tokenize([asking])).features
-                both = torch.stack([network.heatmap(features, map_name) for map_name in HEATMAPS], dim=1)
-                value = network.score(features, name, both)
+                value = network.score(features, name)
                 scores.append((value - batch.scores[i, j]) ** 2)
         for j, name in enumerate(HEATMAPS):
             if not config.prompted or map_of[i] == j:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from rewards.rahf.critic import Rahf
 from rewards.rahf.network import HEATMAPS, RahfNetwork
-from rewards.training.rahf import LossWeights, RahfLoss
+from rewards.training.rahf import score_error
 from rewards.training.readout import PENALTY, fit_readout, fit_readouts, with_readouts
 from tests.rewards.training.test_rahf import make_batch, make_critic
 
-HEAT = {"heads": "paper", "reads_image": True, "scores_read_heat": True}
+REST = {"heads": "paper", "reads_image": True, "scores_read_rest": True, "mark_token": 7}
 
 
 def _data(count: int = 200) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,28 +47,30 @@ def test_the_error_is_least() -> None:
 
 
 def test_scores_come_closer_and_maps_stay() -> None:
-    critic, batch = make_critic(**HEAT), make_batch()
+    critic, batch = make_critic(**REST), make_batch()
     network = critic.network
     features = network.fuse(network.see(batch.pixels), *critic.tokenize(batch.prompts)).features
     maps = [network.heatmap(features, name) for name in HEATMAPS]
-    loss, generator = RahfLoss(critic.tokenize, LossWeights()), torch.Generator()
-    before = loss.parts(network, batch, generator)["score"]
+    before = score_error(critic.score_pixels(batch.pixels, batch.prompts), batch.scores)
     fit_readouts(network, [batch, batch], critic.tokenize)
-    assert loss.parts(network, batch, generator)["score"] < 0.2 * before
+    first = critic.score_pixels(batch.pixels, batch.prompts)
+    assert score_error(first, batch.scores) < 0.2 * before
+    fit_readouts(network, [batch, batch], critic.tokenize)
+    torch.testing.assert_close(critic.score_pixels(batch.pixels, batch.prompts), first)
     for name, old in zip(HEATMAPS, maps, strict=True):
         torch.testing.assert_close(network.heatmap(features, name), old, atol=0, rtol=0)
 
 
 def test_readouts_read_nothing_before_they_are_fitted() -> None:
     critic, batch = make_critic(heads="paper", reads_image=True), make_batch()
-    reading = Rahf.of(with_readouts(critic.network), critic.tokenizer)
+    reading = Rahf.of(with_readouts(critic.network, 7), critic.tokenizer)
     images = batch.pixels / 2 + 0.5
     torch.testing.assert_close(reading(images, batch.prompts), critic(images, batch.prompts))
-    assert reading.network.config.scores_read_heat
+    assert reading.network.config.scores_read_rest
 
 
 def test_a_score_that_nobody_gave_is_left_out() -> None:
-    critic, batch = make_critic(**HEAT), make_batch()
+    critic, batch = make_critic(**REST), make_batch()
     scores = batch.scores.clone()
     scores[0, 1] = torch.nan
     fit_readouts(critic.network, [replace(batch, scores=scores)], critic.tokenize)
@@ -78,7 +80,7 @@ def test_a_score_that_nobody_gave_is_left_out() -> None:
 def test_a_network_without_readouts_is_refused() -> None:
     critic, batch = make_critic(), make_batch()
     assert isinstance(critic.network, RahfNetwork)
-    with pytest.raises(ValueError, match="needs scores_read_heat"):
+    with pytest.raises(ValueError, match="needs scores_read_rest"):
         fit_readouts(critic.network, [batch], critic.tokenize)
 
 
