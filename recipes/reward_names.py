@@ -1,6 +1,6 @@
 """The rewards of a run, by their names: who selects, who only judges, and under which licence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rewards.base import Reward
 from rewards.names import find_cards, group_specs
@@ -30,7 +30,15 @@ def selector_and_holdouts(rewards: Sequence[str], holdouts: Sequence[str]) -> li
 def selecting(rewards: Mapping[str, Reward]) -> str:
     """The name of the reward that selects: the first, which must give one number an image."""
     name = next(iter(rewards))
-    if len(rewards[name].dimensions) > 1:
-        choices = " or ".join(f"{name}.{dimension}" for dimension in rewards[name].dimensions)
-        raise ValueError(f"{name} gives several scores and one must select. Use {choices}, or weights (NAME=WEIGHT).")
+    check_single(rewards, [name])
     return name
+
+
+def check_single(rewards: Mapping[str, Reward], names: Iterable[str]) -> None:
+    """Raise a ValueError where one of these gives several scores, as it is not said which one selects."""
+    for name in names:
+        if len(rewards[name].dimensions) > 1:
+            choices = " or ".join(f"{name}.{dimension}" for dimension in rewards[name].dimensions)
+            raise ValueError(
+                f"{name} gives several scores and one must select. Use {choices}, or weights (NAME=WEIGHT)."
+            )

@@ -37,14 +37,14 @@ from recipes.filter_plan import check_held_out
 from recipes.judge import Judge
 from recipes.models import resolve_model
 from recipes.prompts import read_prompts
-from recipes.reward_names import announce, selecting, selector_and_holdouts
+from recipes.reward_names import announce, check_single, selecting, selector_and_holdouts
 from recipes.run_folder import run_folder
 from recipes.sandbox_mix import resolve_ordinary
 from recipes.settings import as_yaml
 from recipes.token_arms import CONTROL, TUNED, Ways, ways
 from recipes.token_choice import choose, export
 from recipes.token_dimensions import effects_of
-from recipes.token_embedding import learn_embedding
+from recipes.token_embedding import taught
 from recipes.token_judge import as_arm, as_rows, compare_arms, judge_arms, judge_guidance
 from recipes.token_plan import check_identifiers, control_training, plan, training
 from recipes.token_report import report
@@ -105,8 +105,9 @@ def run(
     `given` are images to select from, `pictures` ordinary ones; what is not there is drawn by the model.
     """
     selector, trackers = selecting(rewards), sorted(set(config.report_to) - {"none"})
+    check_single(rewards, config.dimensions.values())
     # the hold-outs come first: the headline is what one of them says
-    names = sorted(rewards, key=lambda name: name == selector)
+    names = sorted(rewards, key=lambda name: (name == selector, name in config.dimensions.values()))
     sampling = Sampling(**config.sampling.model_dump(exclude={"batch_size"}))
     sizes = config.sampling.batch_size, config.evaluate.batch_size
     with Log(folder, trackers, folder.name, config.model_dump(mode="json"), accelerator.is_main_process) as log:
@@ -120,17 +121,16 @@ def run(
         accelerator.wait_for_everyone()
         chosen = read_imagefolder(folder / "selected")
         ordinary = pictures or ordinary_pictures(config, judge, prompts, folder)
-        if config.embedding.max_train_steps:
-            learn_embedding(config, judge, chosen, folder)
         drawn = ways(config)
-        tune(config, drawn, judge, chosen, ordinary, held_out, folder)
-        judged = judge_arms(config, drawn, judge, held_out, names, folder)
-        points = judge_guidance(config, drawn, judge, held_out, names[0], folder)
-        effects = effects_of(config, judge, judged, folder)
+        with taught(config, judge, chosen, folder):
+            tune(config, drawn, judge, chosen, ordinary, held_out, folder)
+            judged = judge_arms(config, drawn, judge, held_out, names, folder)
+            points = judge_guidance(config, drawn, judge, held_out, names[0], folder)
         if accelerator.is_main_process:
             comparisons = compare_arms(judge, drawn, judged, config.seed)
             write_json(folder / "evaluation" / "result.json", as_rows(comparisons))
-            notes = notes_on(config, model, [*prompts, *held_out], len(ordinary))
+            effects, missing = effects_of(config, judge, judged, folder)
+            notes = notes_on(config, model, [*prompts, *held_out], len(ordinary)) + missing
             report(config, folder, drawn, judged, comparisons, effects, points, choice, scores, notes, log)
         accelerator.wait_for_everyone()
 

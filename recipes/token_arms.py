@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from recipes import token_words
-from recipes.configs.reward_token import RewardTokenConfig
-from recipes.token_words import slug, spoken
+from recipes.configs.reward_token import RewardTokenConfig, slug
+from recipes.token_words import spoken
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,22 @@ def _of_identifier(config: RewardTokenConfig) -> Ways:
 
 def _of_dimensions(config: RewardTokenConfig) -> Ways:
     tuned = Arm(TUNED, "tuned, away from all tokens", "lora", token_words.negative(config))
+    string = Arm("base-string", "base model, away from all words", None, token_words.negative(config))
     away = [away_from(words) for words in config.dimensions]
     asked = [asked_for(words) for words in config.dimensions]
-    pairs = [(tuned, BASE), (tuned, WITHOUT), (WITHOUT, BASE), *((arm, WITHOUT) for arm in [*away, *asked])]
-    return Ways((BASE, tuned, WITHOUT, *away, *asked), _names(pairs))
+    pairs = [(tuned, BASE), (tuned, WITHOUT), (tuned, string), (WITHOUT, BASE), (string, BASE)]
+    pairs += [(arm, WITHOUT) for arm in [*away, *asked]]
+    return Ways((BASE, string, tuned, WITHOUT, *away, *asked), _names(pairs))
 
 
 def _of_levels(config: RewardTokenConfig) -> Ways:
     worst, best = config.level_identifiers[0], config.level_identifiers[-1]
     tuned = Arm(TUNED, f"tuned, asked for {spoken(best)}, away from {spoken(worst)}", "lora", worst, best)
+    string = Arm("base-string", "base model, with the same words", None, worst, best)
     away, asked = away_from(worst), [asked_for(words) for words in config.level_identifiers]
-    pairs = [(tuned, BASE), (tuned, WITHOUT), (tuned, asked[-1]), (WITHOUT, BASE), (away, WITHOUT)]
-    pairs += [(arm, WITHOUT) for arm in asked]
-    return Ways((BASE, tuned, WITHOUT, away, *asked), _names(pairs))
+    pairs = [(tuned, BASE), (tuned, WITHOUT), (tuned, string), (tuned, asked[-1]), (WITHOUT, BASE), (string, BASE)]
+    pairs += [(arm, WITHOUT) for arm in [away, *asked]]
+    return Ways((BASE, string, tuned, WITHOUT, away, *asked), _names(pairs))
 
 
 def away_from(words: str) -> Arm:

@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ class Group:
         reward: The one that chose them.
         places: The images, by their place among all.
         shares: The softmax share of each among the images of its prompt; none of levels.
+        found: How many there were, before chance took these.
     """
 
     name: str
@@ -39,18 +40,23 @@ class Group:
     reward: str
     places: Sequence[int]
     shares: Sequence[float]
+    found: int
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen of scored images; `blurry` were left out before."""
+    """What was chosen of scored images of so many prompts; `blurry` were left out before."""
 
     groups: Sequence[Group]
+    prompts: int
     blurry: int
 
     def __str__(self) -> str:
-        counts = ", ".join(f"{len(group.places):,} {group.name}" for group in self.groups)
-        return f"{counts} ({self.blurry:,} images left out as blurry)"
+        counts = ", ".join(
+            f"{len(group.places):,}{f' of {group.found:,}' * (group.found > len(group.places))} {group.name}"
+            for group in self.groups
+        )
+        return f"{counts}, of {self.prompts:,} prompts ({self.blurry:,} images left out as blurry)"
 
 
 def choose(config: RewardTokenConfig, items: Sequence[Item], scores: Scores, seed: int) -> Choice:
@@ -64,10 +70,8 @@ def choose(config: RewardTokenConfig, items: Sequence[Item], scores: Scores, see
     prompts = torch.tensor([number[items[place].text] for place in sharp])
     left = {name: values[sharp] for name, values in scores.items()}
     groups = _levels(config, left, prompts) if config.level_identifiers else _outliers(config, left, prompts, seed)
-    placed = [
-        Group(group.name, group.words, group.reward, [sharp[i] for i in group.places], group.shares) for group in groups
-    ]
-    return Choice(placed, len(items) - len(sharp))
+    placed = [replace(group, places=[sharp[i] for i in group.places]) for group in groups]
+    return Choice(placed, len(number), len(items) - len(sharp))
 
 
 def _sharp(items: Sequence[Item], least: float) -> list[int]:
@@ -86,35 +90,49 @@ def _levels(config: RewardTokenConfig, scores: Scores, prompts: Int[Tensor, " im
     name, values = next(iter(scores.items()))
     words = config.level_identifiers
     level = levels_by_rank(values, prompts, len(words), config.select.min_group_size)
+    places = [(level == number).nonzero()[:, 0].tolist() for number in range(len(words))]
     return [
-        Group(f"of level {number + 1}", text, name, (level == number).nonzero()[:, 0].tolist(), [])
-        for number, text in enumerate(words)
+        Group(f"of level {number}", text, name, images, [], len(images))
+        for number, (text, images) in enumerate(zip(words, places, strict=True), start=1)
     ]
 
 
 def _outliers(config: RewardTokenConfig, scores: Scores, prompts: Int[Tensor, " image"], seed: int) -> list[Group]:
     """The preferred ones, by the selecting reward, and the failing ones of each dimension, or by the same reward."""
-    settings, (selector, values) = config.select, next(iter(scores.items()))
-    found = softmax_preferences(values, prompts, settings.scale, settings.min_group_size, settings.margin)
-    if not config.dimensions:
-        preferred = Group("preferred", "", selector, found.preferred, found.preferred_shares)
-        words, low = token_words.identifier(config), (found.nonpreferred, found.nonpreferred_shares)
-        return [preferred, _some(config, preferred, Group("non-preferred", words, selector, *low), seed)]
-    failing = [
-        Group(f"failing {reward}", words, reward, *softmax_nonpreferred(
+    selector, settings = next(iter(scores)), config.select
+    found = softmax_preferences(scores[selector], prompts, settings.scale, settings.min_group_size, settings.margin)
+    if config.dimensions:
+        failing = [_failing(config, words, reward, scores, prompts) for words, reward in config.dimensions.items()]
+    else:
+        words, low = token_words.identifier(config), found.nonpreferred
+        failing = [Group("non-preferred", words, selector, low, found.nonpreferred_shares, len(low))]
+    preferred = _without(found.preferred, found.preferred_shares, selector, failing)
+    return [preferred, *(_some(config, preferred, group, seed + number) for number, group in enumerate(failing))]
+
+
+def _failing(
+    config: RewardTokenConfig, words: str, reward: str, scores: Scores, prompts: Int[Tensor, " image"]
+) -> Group:
+    settings = config.select
+    try:
+        places, shares = softmax_nonpreferred(
             scores[reward], prompts, settings.dimension_scale, settings.min_group_size, settings.margin
-        ))
-        for words, reward in config.dimensions.items()
-    ]  # fmt: skip
+        )
+    except ValueError as error:
+        raise ValueError(f"By {reward}, with select.dimension_scale {settings.dimension_scale:g}: {error}") from error
+    return Group(f"failing {reward}", words, reward, places, shares, len(places))
+
+
+def _without(places: Sequence[int], shares: Sequence[float], reward: str, failing: Sequence[Group]) -> Group:
+    """The preferred images that fail in nothing."""
     bad = {place for group in failing for place in group.places}
-    kept = [(i, share) for i, share in zip(found.preferred, found.preferred_shares, strict=True) if i not in bad]
+    kept = [(place, share) for place, share in zip(places, shares, strict=True) if place not in bad]
     if not kept:
         raise ValueError(
-            f"All {len(found.preferred):,} preferred images fail in a dimension. Raise select.margin, so that fewer "
-            "fail, or select by other rewards."
+            f"All {len(places):,} preferred images fail in a dimension. Raise select.margin, so that fewer fail, or "
+            "select by other rewards."
         )
-    preferred = Group("preferred", "", selector, *map(list, zip(*kept, strict=True)))
-    return [preferred, *(_some(config, preferred, group, seed + number) for number, group in enumerate(failing))]
+    return Group("preferred", "", reward, *map(list, zip(*kept, strict=True)), len(kept))
 
 
 def _some(config: RewardTokenConfig, preferred: Group, group: Group, seed: int) -> Group:
@@ -122,8 +140,7 @@ def _some(config: RewardTokenConfig, preferred: Group, group: Group, seed: int) 
     wanted = max(1, round(config.select.negative_ratio * len(preferred.places)))
     order = torch.randperm(len(group.places), generator=torch.Generator().manual_seed(seed))[:wanted]
     taken = sorted(order.tolist())
-    places, shares = ([values[i] for i in taken] for values in (group.places, group.shares))
-    return Group(group.name, group.words, group.reward, places, shares)
+    return replace(group, places=[group.places[i] for i in taken], shares=[group.shares[i] for i in taken])
 
 
 def captions(config: RewardTokenConfig, group: Group, items: Sequence[Item], seed: int) -> list[str]:
@@ -141,11 +158,12 @@ def export(config: RewardTokenConfig, choice: Choice, items: Sequence[Item], sco
 
     Training reads it from there, whatever it comes from, and knows the files by the time of their writing.
     """
+    plain = sum(not group.words for group in choice.groups)
     chosen = [
         (place, {"text": text, "words": group.words, "score": scores[group.reward][place].item(), **share})
         for number, group in enumerate(choice.groups)
         for place, text, share in zip(
-            group.places, captions(config, group, items, config.seed + max(0, number - 1)), _shares(group), strict=True
+            group.places, captions(config, group, items, config.seed + number - plain), _shares(group), strict=True
         )
     ]
     rows = [

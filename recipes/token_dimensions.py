@@ -16,24 +16,29 @@ from recipes.judge import Judge, Judged
 from recipes.token_arms import WITHOUT, Arm, asked_for, away_from
 
 
-def effects_of(config: RewardTokenConfig, judge: Judge, judged: Mapping[str, Judged], folder: Path) -> list[Effects]:
-    """Tables of leading away from the words of each dimension, and of asking for them; none where nobody can judge.
+def effects_of(
+    config: RewardTokenConfig, judge: Judge, judged: Mapping[str, Judged], folder: Path
+) -> tuple[list[Effects], list[str]]:
+    """Tables of leading away from the words of each dimension, and of asking for them; or why there are none.
 
     Judge is the first reward, hold-outs before others, that has all the dimensions.
     """
+    if not config.dimensions:
+        return [], []
     measures = [reward.rpartition(".")[2] for reward in config.dimensions.values()]
     scores = judged[WITHOUT.name].scores
-    able = [name for name in scores if measures and {*measures} <= {*judge.rewards[name].dimensions}]
+    able = [name for name in scores if {*measures} <= {*judge.rewards[name].dimensions}]
     if not able:
-        return []
+        return [], [f"There are no tables of effects, as no reward judges all of {', '.join(measures)}."]
     columns = [list(judge.rewards[able[0]].dimensions).index(measure) for measure in measures]
+    if still := [m for m, column in zip(measures, columns, strict=True) if not scores[able[0]][:, column].std() > 0]:
+        return [], [f"There are no tables of effects: {able[0]} gives all images the same {', '.join(still)}."]
     found = [
         _effects(title, sign, [way(words) for words in config.dimensions], judged, able[0], measures, columns, config)
         for title, sign, way in (("led away from", 1.0, away_from), ("asked for", -1.0, asked_for))
     ]
-    if judge.accelerator.is_main_process:
-        write_json(folder / "evaluation" / "dimensions.json", [asdict(one) for one in found])
-    return found
+    write_json(folder / "evaluation" / "dimensions.json", [asdict(one) for one in found])
+    return found, []
 
 
 def _effects(
@@ -69,14 +74,10 @@ def as_text(effects: Sequence[Effects]) -> str:
 
 
 def _lines(one: Effects) -> list[str]:
-    width = max(map(len, one.treatments)) + 2
-    head = f"{one.title}, in standard deviations{'':2}" + "".join(f"{name:>{width}}" for name in one.treatments)
-    space = head.index(one.treatments[0]) - (width - len(one.treatments[0])) if one.treatments else 0
-    return [
-        f"{head}  own minus best other",
-        *(
-            f"{measure:<{space}}" + "".join(f"{value:>+{width}.3f}" for value in row)
-            + f"  {margin.value:+.3f} [{margin.ci_low:+.3f}, {margin.ci_high:+.3f}]"
-            for measure, row, margin in zip(one.measures, one.means, one.margins, strict=True)
-        ),
-    ]  # fmt: skip
+    width, space = max(map(len, one.treatments)) + 2, max(map(len, one.measures)) + 2
+    head = " " * space + "".join(f"{name:>{width}}" for name in one.treatments)
+    lines = [f"{one.title}, in standard deviations", f"{head}  own minus best other"]
+    for measure, row, margin in zip(one.measures, one.means, one.margins, strict=True):
+        cells = "".join(f"{value:>+{width}.3f}" for value in row)
+        lines.append(f"{measure:<{space}}{cells}  {margin.value:+.3f} [{margin.ci_low:+.3f}, {margin.ci_high:+.3f}]")
+    return lines

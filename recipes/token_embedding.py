@@ -1,7 +1,8 @@
 """A learned embedding in place of the identifier: taught before the LoRA, and left beside it."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from diffusers.loaders.textual_inversion import TEXT_INVERSION_NAME_SAFE
@@ -13,18 +14,33 @@ from align.state import atomic_path
 from recipes.configs.reward_token import RewardTokenConfig
 from recipes.filter_plan import lora_training
 from recipes.judge import Judge
+from recipes.token_arms import CONTROL
 from recipes.token_words import learned_token
 
 
-def learn_embedding(config: RewardTokenConfig, judge: Judge, chosen: Sequence[Picture], folder: Path) -> None:
-    """Teach the judge's model the word that stands for the identifier, from the images whose captions hold it."""
+@contextmanager
+def taught(
+    config: RewardTokenConfig, judge: Judge, chosen: Sequence[Picture], folder: Path
+) -> Generator[None, None, None]:
+    """While this lasts, the judge's model knows the word that stands for the identifier, if it is a learned one."""
+    if not config.embedding.max_train_steps:
+        yield
+        return
+    _learn(config, judge, chosen, folder)
+    try:
+        yield
+    finally:
+        judge.model.remove_token(learned_token(config))
+
+
+def _learn(config: RewardTokenConfig, judge: Judge, chosen: Sequence[Picture], folder: Path) -> None:
+    """From the images whose captions hold the word; the embedding comes beside the LoRA and the control."""
     word, place, accelerator = learned_token(config), folder / "embedding", judge.accelerator
     failing = [picture for picture in chosen if word in picture.text]
     how = embedding_training(config)
     learn_token(judge.model, word, config.identifier, failing, how, place, judge.log, accelerator)
-    beside = folder / "lora" / TEXT_INVERSION_NAME_SAFE
-    if accelerator.is_main_process and not beside.exists():
-        with atomic_path(beside) as temporary:
+    for lora in ("lora", CONTROL) if accelerator.is_main_process else ():
+        with atomic_path(folder / lora / TEXT_INVERSION_NAME_SAFE) as temporary:
             shutil.copyfile(place / TEXT_INVERSION_NAME_SAFE, temporary)
     accelerator.wait_for_everyone()
 

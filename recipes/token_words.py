@@ -1,10 +1,9 @@
 """The words of a reward-token run: what stands before captions, and what is asked for and led away from afterwards."""
 
-import re
 from collections.abc import Mapping
 
 from align.lora import prefix_header, token_header
-from recipes.configs.reward_token import RewardTokenConfig
+from recipes.configs.reward_token import RewardTokenConfig, slug
 
 
 def identifiers(config: RewardTokenConfig) -> list[str]:
@@ -42,8 +41,3 @@ def header(config: RewardTokenConfig) -> dict[str, str]:
 def spoken(words: str) -> str:
     """Words in a title."""
     return repr(words.strip())
-
-
-def slug(words: str) -> str:
-    """Words in the name of a folder."""
-    return "-".join(re.findall(r"[^\W_]+", words.lower()))

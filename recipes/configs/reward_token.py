@@ -1,9 +1,10 @@
 """Settings of `recipes/reward_token.py`, also `align reward-token`."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from recipes.configs.filter_finetune import LoopSettings, LoraSettings, SamplingSettings
 from recipes.configs.token_settings import (
@@ -30,6 +31,11 @@ class EvaluateSettings(Settings):
     """Also compare base and tuned model at these guidance scales."""
     guidance_samples_per_prompt: int = Field(default=2, ge=1)
     """Images for each validation prompt there."""
+
+
+def slug(words: str) -> str:
+    """The letters and digits of words, in lower case, for the name of a folder or of a token."""
+    return "-".join(re.findall(r"[^\W_]+", words.lower()))
 
 
 class RewardTokenConfig(Settings):
@@ -84,8 +90,19 @@ class RewardTokenConfig(Settings):
     @property
     def dimensions(self) -> dict[str, str]:
         """The reward of each of `dimension_identifiers`, by its words."""
-        pairs = [[*text.rsplit("=", 1), ""] for text in self.dimension_identifiers]
-        return {words: reward for words, reward, *_ in pairs}
+        return dict(text.rsplit("=", 1) for text in self.dimension_identifiers)
+
+    @field_validator("dimension_identifiers")
+    @classmethod
+    def _name_rewards(cls, dimension_identifiers: list[str]) -> list[str]:
+        for text in dimension_identifiers:
+            words, _, reward = text.rpartition("=")
+            if not words or not reward or "=" in words:
+                raise ValueError(
+                    f"{text!r} must be WORDS=REWARD with one reward and no weight, such as 'Weird anatomy. "
+                    "=sandbox-rahf.plausibility'."
+                )
+        return dimension_identifiers
 
     @model_validator(mode="after")
     def _identifiers_say_something(self) -> "RewardTokenConfig":
@@ -93,26 +110,43 @@ class RewardTokenConfig(Settings):
         found["dimension_identifiers"] = list(self.dimensions)
         for name, identifiers in found.items():
             for words in identifiers:
-                if not words.strip() or words == words.rstrip():
+                if not slug(words) or words == words.rstrip():
                     raise ValueError(
-                        f"'{name}' has {words!r}: it stands before a prompt, so it must say something and end in a "
-                        "space, as in 'Weird image. '."
+                        f"'{name}' has {words!r}: it stands before a prompt, so it must say something, in letters or "
+                        "digits, and end in a space, as in 'Weird image. '."
                     )
         return self
 
     @model_validator(mode="after")
+    def _embedding_warms_up(self) -> "RewardTokenConfig":
+        steps, warmup = self.embedding.max_train_steps, self.train.lr_warmup_steps
+        if 0 < steps <= warmup:
+            raise ValueError(
+                f"'embedding.max_train_steps' is {steps} and 'train.lr_warmup_steps' {warmup}: the embedding has the "
+                "same warm-up, which must be over before it ends. Give it more steps, or both less warm-up."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mix_of_its_model(self) -> "RewardTokenConfig":
+        folder, model = str(self.regularization.train_data_dir), self.pretrained_model_name_or_path
+        if folder == "sandbox:mix" and model != "sandbox":
+            raise ValueError(
+                f"'regularization.train_data_dir' is sandbox:mix, what the model 'sandbox' was trained on, and the "
+                f"model is {model!r}. Give a folder of ordinary images for it."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _identifiers_differ(self) -> "RewardTokenConfig":
-        for name, wanted in (
-            ("dimension_identifiers", len(self.dimensions)),
-            ("level_identifiers", len(set(self.level_identifiers))),
-        ):
-            given: list[str] = getattr(self, name)
-            if given and (len(given) < 2 or wanted < len(given)):
+        said = {"dimension_identifiers": [*self.dimensions], "level_identifiers": self.level_identifiers}
+        for name, identifiers in said.items():
+            given, letters = getattr(self, name), {slug(words) for words in identifiers}
+            if given and (len(given) < 2 or len(letters) < len(given)):
                 raise ValueError(
-                    f"'{name}' is {given}: give two or more, and no words twice; for one, give 'identifier'."
+                    f"'{name}' is {given}: give two or more, which differ in letters or digits; for one, give "
+                    "'identifier'."
                 )
-        if missing := [words for words, reward in self.dimensions.items() if not reward]:
-            raise ValueError(f"'dimension_identifiers' has {missing[0]!r} without a reward; write WORDS=REWARD.")
         return self
 
     @model_validator(mode="after")

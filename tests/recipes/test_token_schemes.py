@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from recipes import cli, reward_token
 from recipes.configs.reward_token import RewardTokenConfig
 from recipes.run_folder import run_folder
 from recipes.token_arms import ways
+from recipes.token_dimensions import effects_of
 from rewards.base import Images, Reward
 from tests.recipes.test_reward_token import CPU, HELD_OUT, LORA, PROMPTS, Brightness, config_of
 from tests.test_recipes import stopping
@@ -232,8 +234,19 @@ def test_a_run_stopped_while_or_after_the_word_is_learned_ends_with_the_same_bit
     ("changes", "message"),
     [
         ({"dimension_identifiers": ["pale =a.b"]}, "give two or more"),
-        ({"dimension_identifiers": ["pale =a.b", "pale =a.c"]}, "no words twice"),
-        ({"dimension_identifiers": ["pale =a.b", "dull "]}, "has 'dull ' without a reward"),
+        ({"dimension_identifiers": ["pale =a.b", "pale =a.c"]}, "differ in letters or digits"),
+        ({"dimension_identifiers": ["pale =a.b", "dull "]}, "'dull ' must be WORDS=REWARD"),
+        ({"dimension_identifiers": ["pale =a.b=1", "dull =a.c"]}, "one reward and no weight"),
+        ({"level_identifiers": ["Bad! ", "bad? "]}, "differ in letters or digits"),
+        ({"identifier": "!! "}, "it must say something, in letters or digits"),
+        (
+            {"embedding": {"max_train_steps": 4}, "train": {"lr_warmup_steps": 4, "lr_scheduler": "cosine"}},
+            "must be over before it ends",
+        ),
+        (
+            {"regularization": {"train_data_dir": "sandbox:mix"}, "pretrained_model_name_or_path": "mine"},
+            "what the model 'sandbox' was trained on",
+        ),
         ({"dimension_identifiers": ["pale=a.b", "dull =a.c"]}, "'dimension_identifiers' has 'pale'.*end in a space"),
         ({"level_identifiers": ["worst ", "best"]}, "'level_identifiers' has 'best'.*end in a space"),
         ({"level_identifiers": ["worst "]}, "give two or more"),
@@ -246,6 +259,35 @@ def test_a_run_stopped_while_or_after_the_word_is_learned_ends_with_the_same_bit
 def test_impossible_words_are_refused(changes: dict[str, object], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         config_of(tmp_path, **changes)
+
+
+def test_a_dimension_with_several_scores_is_refused_before_anything_is_drawn(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    config = config_of(tmp_path / "run", dimension_identifiers=["pale =my:Colours", "dull =my:C.green"])
+    with pytest.raises(ValueError, match="my:Colours gives several scores and one must select. Use my:Colours.red or"):
+        run(config, model_folder)
+    assert not (tmp_path / "run/samples").exists()
+
+
+def test_a_dimension_in_which_nothing_fails_is_named(model_folder: Path, tmp_path: Path) -> None:
+    settings = SCHEMES["dimensions"]["select"] | {"dimension_scale": 1e-6}
+    config = config_of(tmp_path / "run", **SCHEMES["dimensions"] | {"select": settings})
+    with pytest.raises(ValueError, match=r"By my:C.red, with select.dimension_scale 1e-06: No image is non-preferred"):
+        run(config, model_folder)
+
+
+def test_dimensions_that_nobody_judges_have_no_tables(runs: dict[str, tuple[RewardTokenConfig, Path]]) -> None:
+    config, folder = runs["dimensions"]
+    rewards = {"my:Brightness": Brightness(), "my:Colours": Colours()}
+    judge: Any = SimpleNamespace(rewards=rewards)
+    scores = {name: torch.rand(4, len(reward.dimensions)) for name, reward in rewards.items()}
+    judged: Any = {"tuned-without": SimpleNamespace(scores={"my:Brightness": scores["my:Brightness"]}, n=2)}
+    tables, notes = effects_of(config, judge, judged, folder)
+    assert not tables and "no reward judges all of red, green, blue" in notes[0]
+    judged["tuned-without"].scores = {"my:Colours": torch.tensor([1.0, 0.5, 0.0]).repeat(4, 1)}
+    tables, notes = effects_of(config, judge, judged, folder)
+    assert not tables and "gives all images the same red, green, blue" in notes[0]
 
 
 def test_levels_that_no_group_can_fill_are_refused(model_folder: Path, tmp_path: Path) -> None:
