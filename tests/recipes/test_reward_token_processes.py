@@ -52,15 +52,17 @@ def test_images_scores_and_selection_are_the_same(runs: Runs) -> None:
 def test_the_trainings_are_the_same_but_for_rounding(runs: Runs) -> None:
     one, two = map(losses_of, runs)
     assert [*one] == [*two] == [*range(1, STEPS + 1)]
-    np.testing.assert_allclose([*two.values()], [*one.values()], rtol=1e-3)
+    np.testing.assert_allclose([*two.values()], [*one.values()], rtol=1e-4)
 
 
 @pytest.mark.parametrize("file", TENSORS)
 def test_so_is_what_they_learned(file: str, runs: Runs) -> None:
     one, two = (load_file(folder / file) for folder in runs)
     assert one.keys() == two.keys()
-    first, second = (torch.cat([found[name].flatten() for name in sorted(found)]) for found in (one, two))
-    assert (second - first).norm() < 1e-2 * first.norm()
+    # the other half of a LoRA is nearly what it began as, and would hide a difference
+    names = [name for name in sorted(one) if ".lora.down." not in name]
+    first, second = (torch.cat([found[name].flatten() for name in names]) for found in (one, two))
+    assert (second - first).norm() < 1e-3 * first.norm()
 
 
 @pytest.mark.parametrize("name", ["result", "guidance"])
@@ -70,4 +72,4 @@ def test_and_what_the_comparison_says(name: str, runs: Runs) -> None:
     for ours, theirs in zip(one, two, strict=True):
         assert ours.keys() == theirs.keys()
         for key, value in ours.items():
-            assert theirs[key] == (pytest.approx(value, abs=5e-3) if isinstance(value, float) else value), key
+            assert theirs[key] == (pytest.approx(value, abs=1e-3) if isinstance(value, float) else value), key
