@@ -1,15 +1,12 @@
 """A training of a critic that is killed with SIGKILL at several moments ends with the bits of one that was not."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.recipes.feedback_files import save_start, write_unjoined
-from tests.recipes.test_kill import kill_when
+from tests.recipes.launching import kill_when, options, start
 
 
 def _trained(step: int) -> Callable[[Path], bool]:
@@ -41,25 +38,18 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """`align train-reward` without its folder."""
+    """The words of `align train-reward` but for its folder."""
     folder = tmp_path_factory.mktemp("feedback")
     paths = {"data": write_unjoined(folder / "data"), "network.rahf": save_start(folder / "start")}
-    options = [word for key, value in (SETTINGS | paths).items() for word in (f"--{key}", str(value))]
-    return [sys.executable, "-m", "recipes.cli", "train-reward", "rahf", *options, "--output_dir"]
-
-
-def _start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
-    with (folder.parent / f"{folder.name}.log").open("ab") as output:
-        environment = os.environ | {"ALIGN_NUM_THREADS": "1"}
-        return subprocess.Popen([*command, str(folder)], env=environment, stdout=output, stderr=output)
+    return ["-m", "recipes.cli", "train-reward", "rahf", *options(SETTINGS | paths)]
 
 
 def test_a_training_killed_at_each_moment_ends_with_the_same_bits(command: list[str], tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    beside = _start(command, whole)  # they share the data, which one of them joins
+    beside = start(command, whole)  # they share the data, which one of them joins
     for reached in MOMENTS.values():
-        kill_when(_start(command, killed), lambda reached=reached: reached(killed))
-    assert _start(command, killed).wait() == 0 and beside.wait() == 0
+        kill_when(start(command, killed), lambda reached=reached: reached(killed))
+    assert start(command, killed).wait() == 0 and beside.wait() == 0
     for file in ("reward/model.safetensors", "reward/align_reward.json", "best/selection.json"):
         assert (killed / file).read_bytes() == (whole / file).read_bytes(), file
     assert not [path.name for path in killed.iterdir() if path.name.endswith(".tmp")]

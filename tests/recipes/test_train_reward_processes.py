@@ -1,9 +1,6 @@
 """Two processes (gloo, on a CPU) train a critic as one does, though both find data that must be joined first."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.recipes.feedback_files import save_start, write_photos, write_unjoined
-from tests.recipes.test_processes import LAUNCH
+from tests.recipes.launching import options, processes_of, run_in
 
 SETTINGS = {
     "train.train_batch_size": 3,
@@ -30,15 +27,9 @@ SETTINGS = {
 def run(folder: Path, processes: int, accumulation: int) -> Path:
     """A training on data of its own, with its captions first."""
     data, start = write_unjoined(folder / "data"), save_start(folder / "start")
-    several = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), *LAUNCH]
-    launch = several if processes > 1 else []
     paths = {"data": data, "network.rahf": start, "captions.train_data_dir": write_photos(folder / "photos")}
     settings = SETTINGS | paths | {"train.gradient_accumulation_steps": accumulation, "output_dir": folder / "out"}
-    options = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    environment = os.environ | {"ALIGN_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, *launch, "recipes/train_reward.py", "rahf", *options]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in(processes, ["recipes/train_reward.py", "rahf", *options(settings)])
     return folder / "out"
 
 
@@ -58,8 +49,7 @@ def rows(folder: Path, phase: str) -> list[dict[str, Any]]:
 
 
 def test_two_processes_really_ran(runs: tuple[Path, Path]) -> None:
-    counts = [json.loads((folder / "environment.json").read_text())["processes"] for folder in runs]
-    assert counts == [1, 2]
+    assert [processes_of(folder) for folder in runs] == [1, 2]
 
 
 @pytest.mark.parametrize(("stage", "steps"), [("captions", 2), (".", 6)])
