@@ -28,6 +28,9 @@ REWARD_TOKEN = "align.reward_token"
 
 One string stands there as it is; several, or one that begins with a brace, as JSON, {words: weight}."""
 
+LEARNED_TOKEN = "align.learned_token"
+"""In the header of a LoRA's file: a word whose embedding was learned for it, and lies beside it."""
+
 PROMPT_PREFIX = "align.prompt_prefix"
 """In the header of a LoRA's file: the words that ask for images people like, before the prompt."""
 
@@ -121,6 +124,20 @@ def read_prompt_prefix(path: Path) -> str:
         ValueError: The file is missing or damaged.
     """
     return _open(path / LORA_WEIGHT_NAME_SAFE if path.is_dir() else path)[1].get(PROMPT_PREFIX, "")
+
+
+def learned_header(token: str) -> dict[str, str]:
+    """What to add to a LoRA's header so that readers know the word that was learned for it."""
+    return {LEARNED_TOKEN: token}
+
+
+def read_learned_token(path: Path) -> str:
+    """The word that was learned for a LoRA (a file, or a folder with one); empty where none was.
+
+    Raises:
+        ValueError: The file is missing or damaged.
+    """
+    return _open(path / LORA_WEIGHT_NAME_SAFE if path.is_dir() else path)[1].get(LEARNED_TOKEN, "")
 
 
 def save_lora(model: TextToImage, folder: Path, header: Mapping[str, str] | None = None) -> Path:

@@ -14,7 +14,6 @@ from align.state import atomic_path
 from recipes.configs.reward_token import RewardTokenConfig
 from recipes.filter_plan import lora_training
 from recipes.judge import Judge
-from recipes.token_arms import CONTROL
 from recipes.token_words import learned_token
 
 
@@ -34,13 +33,13 @@ def taught(
 
 
 def _learn(config: RewardTokenConfig, judge: Judge, chosen: Sequence[Picture], folder: Path) -> None:
-    """From the images whose captions hold the word; the embedding comes beside the LoRA and the control."""
+    """From the images whose captions hold the word; the embedding comes beside the LoRA."""
     word, place, accelerator = learned_token(config), folder / "embedding", judge.accelerator
     failing = [picture for picture in chosen if word in picture.text]
     how = embedding_training(config)
     learn_token(judge.model, word, config.identifier, failing, how, place, judge.log, accelerator)
-    for lora in ("lora", CONTROL) if accelerator.is_main_process else ():
-        with atomic_path(folder / lora / TEXT_INVERSION_NAME_SAFE) as temporary:
+    if accelerator.is_main_process:
+        with atomic_path(folder / "lora" / TEXT_INVERSION_NAME_SAFE) as temporary:
             shutil.copyfile(place / TEXT_INVERSION_NAME_SAFE, temporary)
     accelerator.wait_for_everyone()
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from align.families.stable_diffusion import StableDiffusion
 from align.learned_token import load_tokens
-from align.lora import load_lora
+from align.lora import load_lora, read_learned_token
 from align.model import TextToImage
 from align.state import read_json
 
@@ -33,8 +33,8 @@ def load_model(
 ) -> TextToImage:
     """Load a pipeline folder of diffusers, or a Hugging Face repository of one, ready to sample.
 
-    Weights are read from safetensors only: nothing is unpickled and no code of the repository is run. With the LoRA
-    comes the learned word of a `learned_embeds.safetensors` beside it, where there is one.
+    Weights are read from safetensors only: nothing is unpickled and no code of the repository is run. With a
+    LoRA that a word was learned for comes this word, from the `learned_embeds.safetensors` beside it.
 
     Raises:
         ValueError: Nothing there, no model_index.json, an unknown class, or a missing or damaged file.
@@ -45,10 +45,20 @@ def load_model(
     model = family(folder, device, dtype, _identity(folder, files, dtype))
     if lora is not None:
         load_lora(model, lora)
-        beside = (lora if lora.is_dir() else lora.parent) / TEXT_INVERSION_NAME_SAFE
-        if beside.exists():
-            load_tokens(model, beside)
+        _load_word_of(model, lora)
     return model
+
+
+def _load_word_of(model: TextToImage, lora: Path) -> None:
+    """The word that was learned for a LoRA, if one was: without it the LoRA would be asked for letters."""
+    token, beside = read_learned_token(lora), (lora if lora.is_dir() else lora.parent) / TEXT_INVERSION_NAME_SAFE
+    if token and not beside.exists():
+        raise ValueError(
+            f"{lora} was trained with the learned word {token!r}, whose embedding must lie beside it, at {beside}. "
+            "Copy it there from where the LoRA was."
+        )
+    if token and (found := load_tokens(model, beside)) != token:
+        raise ValueError(f"{lora} was trained with the learned word {token!r}, and {beside} holds {found!r}.")
 
 
 def _resolve(path_or_repo: str | Path) -> Path:
