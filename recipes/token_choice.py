@@ -132,7 +132,7 @@ def _without(places: Sequence[int], shares: Sequence[float], reward: str, failin
             f"All {len(places):,} preferred images fail in a dimension. Raise select.margin, so that fewer fail, or "
             "select by other rewards."
         )
-    return Group("preferred", "", reward, *map(list, zip(*kept, strict=True)), len(kept))
+    return Group("preferred", "", reward, [place for place, _ in kept], [share for _, share in kept], len(kept))
 
 
 def _some(config: RewardTokenConfig, preferred: Group, group: Group, seed: int) -> Group:

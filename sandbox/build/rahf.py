@@ -116,7 +116,7 @@ def build(
     train(network, batches, loss, _settings(steps, 2), folder, Log(folder), accelerator, look)
     if prompted:
         return network
-    reading = with_readouts(network, build_tokenizer().token_to_id(MARK)).to(accelerator.device)
+    reading = with_readouts(network, build_tokenizer().get_vocab()[MARK]).to(accelerator.device)
     fit_readouts(reading, _unmoved(people.drawn, accelerator.device), _tokenize(accelerator.device))
     return reading
 
