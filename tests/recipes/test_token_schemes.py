@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +14,13 @@ from torch import Tensor
 
 from align import finetune
 from align.families.load import load_model
+from align.log import Log
 from align.lora import read_prompt_prefix, read_reward_token
+from align.model import Sampling
 from align.samples import SampleStore
 from recipes import cli, reward_token
 from recipes.configs.reward_token import RewardTokenConfig
+from recipes.judge import Judge, Judged
 from recipes.run_folder import run_folder
 from recipes.token_arms import ways
 from recipes.token_dimensions import effects_of
@@ -277,17 +279,23 @@ def test_a_dimension_in_which_nothing_fails_is_named(model_folder: Path, tmp_pat
         run(config, model_folder)
 
 
-def test_dimensions_that_nobody_judges_have_no_tables(runs: dict[str, tuple[RewardTokenConfig, Path]]) -> None:
-    config, folder = runs["dimensions"]
+@pytest.mark.parametrize(
+    ("scores", "reason"),
+    [
+        ({"my:Brightness": torch.rand(4, 1)}, "no reward judges all of red, green, blue"),
+        ({"my:Colours": torch.tensor([1.0, 0.5, 0.0]).repeat(4, 1)}, "gives all images the same red, green, blue"),
+    ],
+)
+def test_dimensions_that_nobody_judges_have_no_tables(
+    scores: dict[str, Tensor], reason: str, model_folder: Path, tmp_path: Path
+) -> None:
+    config = config_of(tmp_path, **SCHEMES["dimensions"])
     rewards = {"my:Brightness": Brightness(), "my:Colours": Colours()}
-    judge: Any = SimpleNamespace(rewards=rewards)
-    scores = {name: torch.rand(4, len(reward.dimensions)) for name, reward in rewards.items()}
-    judged: Any = {"tuned-without": SimpleNamespace(scores={"my:Brightness": scores["my:Brightness"]}, n=2)}
-    tables, notes = effects_of(config, judge, judged, folder)
-    assert not tables and "no reward judges all of red, green, blue" in notes[0]
-    judged["tuned-without"].scores = {"my:Colours": torch.tensor([1.0, 0.5, 0.0]).repeat(4, 1)}
-    tables, notes = effects_of(config, judge, judged, folder)
-    assert not tables and "gives all images the same red, green, blue" in notes[0]
+    model, accelerator = load_model(model_folder, CPU), Accelerator(cpu=True)
+    judge = Judge(model, rewards, Sampling(2, 3.0), (2, 2), Log(tmp_path), accelerator)
+    tables, notes = effects_of(config, judge, {"tuned-without": Judged(SampleStore(tmp_path), [], scores, 2)}, tmp_path)
+    assert not tables and reason in notes[0]
+    assert not (tmp_path / "evaluation").exists()
 
 
 def test_levels_that_no_group_can_fill_are_refused(model_folder: Path, tmp_path: Path) -> None:
