@@ -112,32 +112,13 @@ def read_reward_token(path: Path) -> str | dict[str, float] | None:
         ) from error
 
 
-def prefix_header(prefix: str) -> dict[str, str]:
-    """What to add to a LoRA's header so that readers know what it wants before every prompt."""
-    return {PROMPT_PREFIX: prefix}
-
-
-def read_prompt_prefix(path: Path) -> str:
-    """What a LoRA's file (or a folder with one) wants before every prompt; empty where it wants nothing.
+def read_header(path: Path, key: str) -> str:
+    """What the header of a LoRA's file (or of a folder with one) says under a key, such as `PROMPT_PREFIX`; else "".
 
     Raises:
         ValueError: The file is missing or damaged.
     """
-    return _open(path / LORA_WEIGHT_NAME_SAFE if path.is_dir() else path)[1].get(PROMPT_PREFIX, "")
-
-
-def learned_header(token: str) -> dict[str, str]:
-    """What to add to a LoRA's header so that readers know the word that was learned for it."""
-    return {LEARNED_TOKEN: token}
-
-
-def read_learned_token(path: Path) -> str:
-    """The word that was learned for a LoRA (a file, or a folder with one); empty where none was.
-
-    Raises:
-        ValueError: The file is missing or damaged.
-    """
-    return _open(path / LORA_WEIGHT_NAME_SAFE if path.is_dir() else path)[1].get(LEARNED_TOKEN, "")
+    return _open(path / LORA_WEIGHT_NAME_SAFE if path.is_dir() else path)[1].get(key, "")
 
 
 def save_lora(model: TextToImage, folder: Path, header: Mapping[str, str] | None = None) -> Path:

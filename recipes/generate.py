@@ -13,7 +13,7 @@ from align.device import pick_device, pick_dtype, set_threads
 from align.families.load import load_model
 from align.generate import generate
 from align.log import Log
-from align.lora import read_prompt_prefix, read_reward_token
+from align.lora import PROMPT_PREFIX, read_header, read_reward_token
 from align.model import Sampling, TextToImage
 from align.prefixed import Prefixed
 from recipes.configs.generate import GenerateConfig, split_weights
@@ -48,7 +48,7 @@ def main(config: GenerateConfig, *, dry_run: bool = False) -> None:
 
 def prefixed(model: TextToImage, config: GenerateConfig) -> TextToImage:
     """The model, with the words before every prompt that the LoRA asks for, which are told."""
-    prefix = read_prompt_prefix(config.lora) if config.lora and not config.no_reward_token else ""
+    prefix = read_header(config.lora, PROMPT_PREFIX) if config.lora and not config.no_reward_token else ""
     if not prefix:
         return model
     print(f"{prefix!r} stands before every prompt, as {config.lora} asks for it.")

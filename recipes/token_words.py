@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from align.lora import learned_header, prefix_header, token_header
+from align.lora import LEARNED_TOKEN, PROMPT_PREFIX, token_header
 from recipes.configs.reward_token import RewardTokenConfig, slug
 
 
@@ -35,8 +35,8 @@ def prefix(config: RewardTokenConfig) -> str:
 
 def header(config: RewardTokenConfig) -> dict[str, str]:
     """What the LoRA's file says of them."""
-    said = token_header(negative(config)) | (prefix_header(prefix(config)) if prefix(config) else {})
-    return said | (learned_header(learned_token(config)) if config.embedding.max_train_steps else {})
+    said = token_header(negative(config)) | ({PROMPT_PREFIX: prefix(config)} if prefix(config) else {})
+    return said | ({LEARNED_TOKEN: learned_token(config)} if config.embedding.max_train_steps else {})
 
 
 def spoken(words: str) -> str:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from align.families.stable_diffusion import StableDiffusion
 from align.learned_token import load_tokens
-from align.lora import load_lora, read_learned_token
+from align.lora import LEARNED_TOKEN, load_lora, read_header
 from align.model import TextToImage
 from align.state import read_json
 
@@ -51,7 +51,10 @@ def load_model(
 
 def _load_word_of(model: TextToImage, lora: Path) -> None:
     """The word that was learned for a LoRA, if one was: without it the LoRA would be asked for letters."""
-    token, beside = read_learned_token(lora), (lora if lora.is_dir() else lora.parent) / TEXT_INVERSION_NAME_SAFE
+    token, beside = (
+        read_header(lora, LEARNED_TOKEN),
+        (lora if lora.is_dir() else lora.parent) / TEXT_INVERSION_NAME_SAFE,
+    )
     if token and not beside.exists():
         raise ValueError(
             f"{lora} was trained with the learned word {token!r}, whose embedding must lie beside it, at {beside}. "

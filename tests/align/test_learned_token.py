@@ -22,7 +22,7 @@ from align.finetune import LoraTraining
 from align.generate import generate
 from align.learned_token import learn_token, load_tokens, save_token
 from align.log import Log, read_metrics
-from align.lora import inject, learned_header, save_lora
+from align.lora import LEARNED_TOKEN, inject, save_lora
 from align.model import Sampling, TextToImage
 from align.train import TrainSettings
 from tests.align.test_vocabulary import CPU, OTHERS, TOKEN, same, weights
@@ -202,7 +202,7 @@ def test_a_bare_pipeline_with_the_word_as_negative_prompt_draws_the_same(
     for parameter in fresh_model.denoiser.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    lora = save_lora(fresh_model, folder, learned_header(TOKEN))
+    lora = save_lora(fresh_model, folder, {LEARNED_TOKEN: TOKEN})
     pipeline: Any = StableDiffusionPipeline.from_pretrained(tiny_folder)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.load_textual_inversion(folder / NAME)
@@ -227,7 +227,7 @@ def test_a_lora_comes_with_the_word_that_was_learned_for_it_and_with_no_other(
     save_token("<other>", torch.linspace(-1, 1, 16), tmp_path / NAME)
     save_lora(fresh_model, tmp_path)
     assert load_model(tiny_folder, CPU, lora=tmp_path).fingerprint == fresh_model.fingerprint
-    file = save_lora(fresh_model, tmp_path, learned_header(TOKEN))
+    file = save_lora(fresh_model, tmp_path, {LEARNED_TOKEN: TOKEN})
     with pytest.raises(ValueError, match=f"trained with the learned word '{TOKEN}', and .* holds '<other>'"):
         load_model(tiny_folder, CPU, lora=tmp_path)
     (tmp_path / NAME).unlink()

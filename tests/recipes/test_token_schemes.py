@@ -15,7 +15,7 @@ from torch import Tensor
 from align import finetune
 from align.families.load import load_model
 from align.log import Log
-from align.lora import read_prompt_prefix, read_reward_token
+from align.lora import PROMPT_PREFIX, read_header, read_reward_token
 from align.model import Sampling
 from align.samples import SampleStore
 from recipes import cli, reward_token
@@ -168,9 +168,9 @@ def test_the_lora_knows_what_to_ask_for_and_what_to_leave(
 ) -> None:
     dimensions, levels = runs["dimensions"][1], runs["levels"][1]
     assert read_reward_token(dimensions / "lora") == dict.fromkeys(DIMENSIONS, 1.0)
-    assert read_prompt_prefix(dimensions / "lora") == ""
+    assert read_header(dimensions / "lora", PROMPT_PREFIX) == ""
     assert read_reward_token(levels / "lora") == "worst "
-    assert read_prompt_prefix(levels / "lora") == "best "
+    assert read_header(levels / "lora", PROMPT_PREFIX) == "best "
     with safe_open(levels / LORA, framework="pt") as file:
         assert file.metadata()["align.prompt_prefix"] == "best "
     (tmp_path / "prompts.txt").write_text("a cow\n")
