@@ -52,7 +52,7 @@ from recipes.token_source import Source, ordinary_pictures, read_source, scored_
 from recipes.token_words import header, identifiers
 from recipes.watch import watch
 from rewards.base import Reward
-from rewards.load import load_reward
+from rewards.load import load_each
 
 
 def main(config: RewardTokenConfig, *, dry_run: bool = False) -> None:
@@ -78,7 +78,7 @@ def main(config: RewardTokenConfig, *, dry_run: bool = False) -> None:
     check_min_timestep(model, config.train.min_timestep)
     check_targets(model.denoiser, config.lora.target_modules or model.lora_target_modules)
     check_identifiers(model, named(config), [*prompts, *held_out])
-    rewards = {name: load_reward(name, device) for name in names}
+    rewards = load_each(names, device)
     with run_folder(config.output_dir, config, str(device), threads, accelerator) as folder:
         run(config, model, rewards, prompts, held_out, folder, accelerator, given, pictures)
 

@@ -17,7 +17,7 @@ from rewards.base import Reward
 from rewards.cards import FOLDER_CARD, Card, load_cards, read_folder_card
 from rewards.combine import Dimension, Weighted
 from rewards.hub import hub_folder, sha256
-from rewards.names import find, find_cards, group_specs, has_weight, split_weight, split_words
+from rewards.names import Named, find, find_cards, group_specs, has_weight, split_weight, split_words
 
 
 def load_reward(spec: str, device: torch.device) -> Reward:
@@ -27,13 +27,23 @@ def load_reward(spec: str, device: torch.device) -> Reward:
         ValueError: An unknown name, with the nearest known ones; a class that is not a Reward; weights that are
             missing, damaged or not those of the card; an unknown dimension; a weight that is not a number.
     """
+    return load_each([spec], device)[spec]
+
+
+def load_each(names: Sequence[str], device: torch.device) -> dict[str, Reward]:
+    """Load several rewards as `load_reward` does; one of which several dimensions are asked for is in memory once."""
+    loaded: dict[str, Reward] = {}
+    return {name: _load(name, device, loaded) for name in names}
+
+
+def _load(spec: str, device: torch.device, loaded: dict[str, Reward]) -> Reward:
     words = split_words(spec)
     if not any(words):
         raise ValueError("An empty reward name came; name one, such as sandbox-hps.")
     find_cards(spec)  # so that a mistake in the last name does not wait for the first one's weights
     if len(words) == 1 and not has_weight(words[0]):
-        return _load_one(words[0], device)
-    return Weighted([(_load_one(name, device), weight) for name, weight in map(split_weight, words)])
+        return _load_one(words[0], device, loaded)
+    return Weighted([(_load_one(name, device, loaded), weight) for name, weight in map(split_weight, words)])
 
 
 def load_rewards(specs: Sequence[str], device: torch.device) -> dict[str, Reward]:
@@ -41,7 +51,7 @@ def load_rewards(specs: Sequence[str], device: torch.device) -> dict[str, Reward
     names = group_specs(specs)
     for name in names:
         find_cards(name)
-    return {name: load_reward(name, device) for name in names}
+    return load_each(names, device)
 
 
 def load_card(name: str, card: Card, folder: Path, device: torch.device) -> Reward:
@@ -63,19 +73,25 @@ def load_card(name: str, card: Card, folder: Path, device: torch.device) -> Rewa
     return build(folder, device=device, **card.args)
 
 
-def _load_one(word: str, device: torch.device) -> Reward:
+def _load_one(word: str, device: torch.device, loaded: dict[str, Reward]) -> Reward:
+    """A reward, or a dimension of one; whole ones are kept in `loaded`, and taken from there."""
     named = find(word)
-    if named.card is None:
-        reward = _load_class(named.name, device)
-    else:
-        folder = hub_folder(named.repository, whole=True) if named.repository else named.card.path
-        reward = load_card(named.name, named.card, folder, device)
+    if named.name not in loaded:
+        loaded[named.name] = _load_whole(named, device)
+    reward = loaded[named.name]
     if named.dimension is None:
         return reward
     try:
         return Dimension(reward, named.dimension)
     except ValueError as error:
         raise ValueError(f"{word}: {error}") from error
+
+
+def _load_whole(named: Named, device: torch.device) -> Reward:
+    if named.card is None:
+        return _load_class(named.name, device)
+    folder = hub_folder(named.repository, whole=True) if named.repository else named.card.path
+    return load_card(named.name, named.card, folder, device)
 
 
 def _verify(name: str, card: Card, folder: Path) -> None:

@@ -13,7 +13,7 @@ from rewards.clip import ClipScore
 from rewards.combine import Dimension, Weighted
 from rewards.hps import HPS
 from rewards.hub import sha256
-from rewards.load import load_reward, load_rewards
+from rewards.load import load_each, load_reward, load_rewards
 from rewards.names import find_cards, group_specs
 from tests.rewards.tiny_clip import save_tiny_clip
 
@@ -218,3 +218,14 @@ def test_what_is_not_a_reward_is_refused(spec: str, message: str, here: Path) ->
     (here / "torn_reward.py").write_text("class Reward(")
     with pytest.raises(ValueError, match=message):
         load_reward(spec, CPU)
+
+
+def test_a_reward_of_which_two_dimensions_are_asked_for_is_loaded_once() -> None:
+    names = ["sandbox-rahf.plausibility", "sandbox-rahf.alignment", "sandbox-rahf.overall=0.5 sandbox-hps=1"]
+    plausibility, alignment, mixed = load_each(names, torch.device("cpu")).values()
+    assert isinstance(plausibility, Dimension) and isinstance(alignment, Dimension) and isinstance(mixed, Weighted)
+    assert plausibility.reward is alignment.reward
+    assert (plausibility.dimensions, alignment.dimensions) == (("plausibility",), ("alignment",))
+    alone = load_reward(names[0], torch.device("cpu"))
+    image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(plausibility([image], ["a red circle"]), alone([image], ["a red circle"]))
