@@ -41,8 +41,8 @@ class MaskSettings:
         ValueError: A number outside its bounds.
     """
 
-    threshold: float = 0.4
-    floor: float = 0.55
+    threshold: float = 0.35
+    floor: float = 0.6
     border: float = 0.01
     min_area: float = 0.002
     top_k: int = 3

@@ -10,9 +10,9 @@ from recipes.settings import Settings
 class MaskGroup(Settings):
     """Fields, defaults and bounds of `align.masks.MaskSettings`. Lengths are shares of the image's longer side."""
 
-    threshold: float = Field(default=0.4, gt=0, le=1)
+    threshold: float = Field(default=0.35, gt=0, le=1)
     """A pixel is hot from this share of the heatmap's peak on."""
-    floor: float = Field(default=0.55, gt=0, le=1)
+    floor: float = Field(default=0.6, gt=0, le=1)
     """A region of which no pixel is this hot is no flaw: a heatmap without one has a peak, too. Measured on
     `sandbox-rahf`; critics that learned from real people are seldom so sure: begin with 0.15 there."""
     border: float = Field(default=0.01, ge=0, lt=0.5)

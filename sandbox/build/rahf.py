@@ -44,6 +44,8 @@ from sandbox.world import SIZE_PX, caption, parse, split_of
 BATCH = 64
 MAPPED = 16
 """Of a batch of feedback, the pictures whose maps are learned, too: drawing them takes most of a step."""
+MAP_STEPS = 1500
+"""In which the heads of the maps are trained alone, at the end."""
 FORMS = _, PROMPTED = ("multi-head", "augmented-prompt")
 """The paper's two forms: seven heads and one pass, or three heads and a task in front of the prompt."""
 LOSS = LossWeights(heatmap=5.0, score=8.0, words=2.0)
@@ -112,13 +114,28 @@ def build(
     loss = RahfLoss(_tokenize(accelerator.device), LOSS)
     critic = Rahf.of(network, build_tokenizer())
     look = Validation(500, lambda step: _errors(critic, loss, people.dev))
-    batches = _remarks(join([people.drawn, people.rendered]), accelerator.device)
+    batches = _remarks([join([people.drawn, people.rendered])], [BATCH], MAPPED, accelerator.device)
     train(network, batches, loss, _settings(steps, 2), folder, Log(folder), accelerator, look)
+    _finish_maps(network, folder / "maps", people, accelerator)
     if prompted:
         return network
     reading = with_readouts(network, build_tokenizer().get_vocab()[MARK]).to(accelerator.device)
     fit_readouts(reading, _unmoved(people.drawn, accelerator.device), _tokenize(accelerator.device))
     return reading
+
+
+def _finish_maps(network: RahfNetwork, folder: Path, people: Feedback, accelerator: Accelerator) -> None:
+    """Train the heads of the maps alone (resumable), on as many rendered pictures as drawn ones, with all their maps.
+
+    In what came before, rendered pictures were few, and clean ones among them glowed.
+    """
+    network.requires_grad_(False)
+    network.heatmap_heads.requires_grad_()
+    half = BATCH // 4
+    batches = _remarks([people.drawn, people.rendered], [half, half], 2 * half, accelerator.device)
+    loss = RahfLoss(_tokenize(accelerator.device), LossWeights(heatmap=5.0, score=0.0, words=0.0))
+    train(network, batches, loss, _settings(MAP_STEPS, 3), folder, Log(folder), accelerator)
+    network.requires_grad_()
 
 
 def _settings(steps: int, seed: int) -> TrainSettings:
@@ -162,15 +179,17 @@ def _scenes(device: torch.device) -> Callable[[int], RahfBatch]:
     return batch
 
 
-def _remarks(rich: Rich, device: torch.device) -> Callable[[int], RahfBatch]:
-    """Pictures under a symmetry of the world, with what people said of them; of the maps, those of the first."""
+def _remarks(parts: list[Rich], sizes: list[int], mapped: int, device: torch.device) -> Callable[[int], RahfBatch]:
+    """Pictures of each part under a symmetry of the world, and what people said of them; maps of the first `mapped`."""
+    rich, starts = join(parts), np.cumsum([0, *(len(part.captions) for part in parts)])
 
     def batch(step: int) -> RahfBatch:
         generator = np.random.default_rng((32, step))
-        rows = generator.integers(len(rich.captions), size=BATCH)
+        drawn = [generator.integers(*starts[i : i + 2], size=size) for i, size in enumerate(sizes)]
+        rows = np.concatenate(drawn)
         moved = [_moved(rich.captions[row], rich.pixels[row], rich.marks[row], generator) for row in rows]
         whole = _batch(rich, rows, *zip(*moved, strict=True), device=device)
-        whole.heatmaps[MAPPED:] = torch.nan
+        whole.heatmaps[mapped:] = torch.nan
         return whole
 
     return batch

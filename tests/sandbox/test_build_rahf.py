@@ -47,6 +47,7 @@ def test_a_network_learns_in_two_stages_and_is_read_back(
 ) -> None:
     monkeypatch.setattr(rahf, "BATCH", 4)
     monkeypatch.setattr(rahf, "MAPPED", 2)
+    monkeypatch.setattr(rahf, "MAP_STEPS", 2)
     monkeypatch.setattr(rahf, "draw_pictures", lambda count, *given, **options: draw_pictures(8, *given, **options))
     accelerator = Accelerator(cpu=True)
     first = rahf.pretrain(tmp_path / "captions", 2, accelerator)
