@@ -56,7 +56,7 @@ def report(
         effects=effects,
     )
     path = write_arms(folder, page)
-    mirror(folder, comparisons, losses[-1][0], log)
+    mirror(folder, comparisons, max((step for step, _ in losses), default=0), log)
     print("\n".join([as_table(comparisons), *([as_text(effects)] if effects else []), f"report: {path}"]))
     return path
 
