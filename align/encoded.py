@@ -93,12 +93,12 @@ def encode_pictures(
     """Encode images below `folder`, `batch_size` at a time, each process its share of the files.
 
     Images of another size are scaled and cropped around their centre to the model's. What is there of the same files,
-    unchanged, is kept, so that a killed run continues.
+    unchanged, by the same model is kept, so that a killed run continues.
 
     Raises:
         ValueError: An image is missing or damaged.
     """
-    folder = folder / _digest(map(_state, pictures))
+    folder = folder / _digest([model.fingerprint, *map(_state, pictures)])
 
     def latents(first: int, last: int) -> Tensor:
         images = [read_image(picture.path, model.resolution) for picture in pictures[first:last]]
@@ -116,7 +116,7 @@ def encode_prompts(
 ) -> EncodedPrompts:
     """Encode prompts below `folder`, each different one once, in the way of `encode_pictures`."""
     unique = list(dict.fromkeys(prompts))
-    folder = folder / _digest(unique)
+    folder = folder / _digest([model.fingerprint, *unique])
 
     def embeddings(first: int, last: int) -> Tensor:
         return model.encode_prompts(unique[first:last])

@@ -76,6 +76,19 @@ def test_other_files_are_encoded_anew(tiny_model: TextToImage, tmp_path: Path, l
     assert not torch.allclose(seen[0], seen[1])
 
 
+def test_prompts_with_a_word_that_means_something_else_now_are_encoded_anew(
+    fresh_model: TextToImage, tmp_path: Path, log: Log
+) -> None:
+    seen: list[torch.Tensor] = []
+    for start in ("ugly", "fair", "ugly"):
+        fresh_model.add_token("<it>", start).requires_grad_(False)
+        prompts = encode_prompts(fresh_model, ["<it>"], tmp_path / "e", 2, log, Accelerator(cpu=True))
+        seen.append(prompts.embeddings(["<it>"]))
+        fresh_model.remove_token("<it>")
+    assert not torch.allclose(seen[0], seen[1])
+    assert torch.equal(seen[0], seen[2])
+
+
 @pytest.mark.parametrize("size", [(16, 16), (40, 16), (16, 40), (10, 6), (300, 200)])
 def test_an_image_of_any_size_becomes_the_models_square(size: tuple[int, int], tmp_path: Path) -> None:
     image = Image.new("RGB", size, (255, 0, 0))
