@@ -42,12 +42,12 @@ from recipes.run_folder import run_folder
 from recipes.sandbox_mix import resolve_ordinary
 from recipes.settings import as_yaml
 from recipes.token_arms import CONTROL, TUNED, Ways, ways
-from recipes.token_choice import choose, export
+from recipes.token_choice import Choice, Scores, choose, export
 from recipes.token_dimensions import effects_of
 from recipes.token_embedding import taught
 from recipes.token_judge import as_arm, as_rows, compare_arms, judge_arms, judge_guidance
 from recipes.token_plan import check_identifiers, control_training, plan, training
-from recipes.token_report import report
+from recipes.token_report import Findings, report
 from recipes.token_source import Source, ordinary_pictures, read_source, scored_source
 from recipes.token_words import header, identifiers
 from recipes.watch import watch
@@ -112,13 +112,7 @@ def run(
     sizes = config.sampling.batch_size, config.evaluate.batch_size
     with Log(folder, trackers, folder.name, config.model_dump(mode="json"), accelerator.is_main_process) as log:
         judge = Judge(model, rewards, sampling, sizes, log, accelerator)
-        asked = dict.fromkeys([selector, *config.dimensions.values()])
-        items, scores = scored_source(config, judge, [*asked], prompts, given, folder)
-        choice = choose(config, items, scores, config.seed)
-        accelerator.print(f"chosen: {choice}")
-        if accelerator.is_main_process:
-            export(config, choice, items, scores, folder / "selected")
-        accelerator.wait_for_everyone()
+        choice, scores = select(config, judge, selector, prompts, given, folder)
         chosen = read_imagefolder(folder / "selected")
         ordinary = pictures or ordinary_pictures(config, judge, prompts, folder)
         drawn = ways(config)
@@ -131,8 +125,28 @@ def run(
             write_json(folder / "evaluation" / "result.json", as_rows(comparisons))
             effects, missing = effects_of(config, judge, judged, folder)
             notes = notes_on(config, model, [*prompts, *held_out], len(ordinary)) + missing
-            report(config, folder, drawn, judged, comparisons, effects, points, choice, scores, notes, log)
+            found = Findings(drawn, judged, comparisons, effects, points, choice, scores, notes)
+            report(config, folder, found, log)
         accelerator.wait_for_everyone()
+
+
+def select(
+    config: RewardTokenConfig,
+    judge: Judge,
+    selector: str,
+    prompts: Sequence[str],
+    given: Source | None,
+    folder: Path,
+) -> tuple[Choice, Scores]:
+    """Score the images and copy those that stand out, with their captions, to an imagefolder."""
+    asked = dict.fromkeys([selector, *config.dimensions.values()])
+    items, scores = scored_source(config, judge, [*asked], prompts, given, folder)
+    choice = choose(config, items, scores, config.seed)
+    judge.accelerator.print(f"chosen: {choice}")
+    if judge.accelerator.is_main_process:
+        export(config, choice, items, scores, folder / "selected")
+    judge.accelerator.wait_for_everyone()
+    return choice, scores
 
 
 def tune(

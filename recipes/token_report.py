@@ -1,6 +1,7 @@
 """The page of a reward-token run, its result for the terminal, and for W&B and TensorBoard."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtyping import Float
@@ -22,42 +23,57 @@ SHOWN = 16
 """Prompts whose pictures are shown."""
 
 
-def report(
-    config: RewardTokenConfig,
-    folder: Path,
-    ways: Ways,
-    judged: Mapping[str, Judged],
-    comparisons: Sequence[Comparison],
-    effects: Sequence[Effects],
-    points: Sequence[GuidancePoint],
-    choice: Choice,
-    scores: Scores,
-    notes: Sequence[str],
-    log: Log,
-) -> Path:
+@dataclass(frozen=True)
+class Findings:
+    """What came out of a run.
+
+    Attributes:
+        ways: In which it was drawn.
+        judged: Images and scores of each way, by its name.
+        comparisons: Of one way with another, the headline first.
+        effects: Of the words of each dimension on all of them, if there are several.
+        points: Base and tuned model at other guidance scales.
+        choice: What was trained on.
+        scores: Of all images that were selected from.
+        notes: What a reader must know.
+    """
+
+    ways: Ways
+    judged: Mapping[str, Judged]
+    comparisons: Sequence[Comparison]
+    effects: Sequence[Effects]
+    points: Sequence[GuidancePoint]
+    choice: Choice
+    scores: Scores
+    notes: Sequence[str]
+
+
+def report(config: RewardTokenConfig, folder: Path, found: Findings, log: Log) -> Path:
     """Write `folder/report.html`, log what came out, and print the table."""
+    judged, base = found.judged, found.judged[BASE.name]
     losses = [(row["step"], row["loss"]) for row in read_metrics(folder) if row["phase"] == "train"]
     words = ", ".join(map(spoken, identifiers(config)))
     page = ArmsReport(
         title=f"A reward token for {config.pretrained_model_name_or_path}: {words}",
-        comparisons=[Versus(one.arm.title, one.against.title, one.rows) for one in comparisons],
-        ways=[Way(arm.title, pictures(judged[arm.name])) for arm in ways.arms],
-        prompts=[row.text for row in judged[BASE.name].rows[:: judged[BASE.name].n][:SHOWN]],
-        base_by_scale=by_scale(points, BASE.name),
-        tuned_by_scale=by_scale(points, TUNED),
-        notes=[f"Trained on {choice}.", *notes],
+        comparisons=[Versus(one.arm.title, one.against.title, one.rows) for one in found.comparisons],
+        ways=[Way(arm.title, pictures(judged[arm.name])) for arm in found.ways.arms],
+        prompts=[row.text for row in base.rows[:: base.n][:SHOWN]],
+        base_by_scale=by_scale(found.points, BASE.name),
+        tuned_by_scale=by_scale(found.points, TUNED),
+        notes=[f"Trained on {found.choice}.", *found.notes],
         histograms=[
             Histogram(f"{group.reward}, {group.name}", every.tolist(), every[list(group.places)].tolist())
-            for group in choice.groups
-            for every in (scores[group.reward],)
+            for group in found.choice.groups
+            for every in (found.scores[group.reward],)
         ],
         losses=by_training(config, losses),
         settings=flat(config),
-        effects=effects,
+        effects=found.effects,
     )
     path = write_arms(folder, page)
-    mirror(folder, comparisons, max((step for step, _ in losses), default=0), log)
-    print("\n".join([as_table(comparisons), *([as_text(effects)] if effects else []), f"report: {path}"]))
+    mirror(folder, found.comparisons, max((step for step, _ in losses), default=0), log)
+    effects = [as_text(found.effects)] if found.effects else []
+    print("\n".join([as_table(found.comparisons), *effects, f"report: {path}"]))
     return path
 
 
