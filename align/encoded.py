@@ -146,7 +146,7 @@ def read_imagefolder(folder: Path) -> list[CaptionedFile]:
     Not by that library itself, which counts its uses over the network, and looks for splits in the files' names.
 
     Raises:
-        ValueError: No such folder or metadata, or a line without an image that is there and its text.
+        ValueError: No such folder or metadata, no image in it, or a line without an image that is there and its text.
     """
     path = folder / "metadata.jsonl"
     if not path.is_file():
@@ -154,8 +154,11 @@ def read_imagefolder(folder: Path) -> list[CaptionedFile]:
             f"{path} does not exist. Give an imagefolder: images, and a metadata.jsonl with a line for each, such as "
             '{"file_name": "a.png", "text": "a cat"}.'
         )
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [_captioned(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a prompt may hold a separator of its own
+    files = [_captioned(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not files:
+        raise ValueError(f"{path} names no image. Give a folder with some, or leave it out.")
+    return files
 
 
 def _captioned(path: Path, number: int, line: str) -> CaptionedFile:

@@ -148,7 +148,7 @@ class Log:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of `folder/metrics.jsonl`, in the order they were logged; a torn last line is left out.
+    """The rows of `folder/metrics.jsonl`, if it is there, in the order they were logged; a torn last line is left out.
 
     Raises:
         ValueError: A damaged line.
@@ -166,7 +166,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _whole_lines(path: Path) -> bytes:
-    content = path.read_bytes()
+    content = path.read_bytes() if path.exists() else b""
     return content[: content.rfind(b"\n") + 1]
 
 

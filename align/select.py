@@ -27,37 +27,29 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Preferences:
+class Outstanding:
     """Which of many images stand out among those of their own prompt, and how far.
 
     Attributes:
-        preferred: Indices of images, by the first image of their prompt; at most one of a prompt.
-        preferred_shares: The softmax share of each of them in its group.
-        nonpreferred: The same at the other end: at most one of a prompt.
-        nonpreferred_shares: The softmax share of each of them, of the negated scores.
-        groups: How many prompts had enough images.
-        prompts: How many prompts there were.
+        images: Their indices, by the first image of their prompt; at most one of a prompt.
+        shares: The softmax share of each of them among the images of its prompt.
     """
 
-    preferred: tuple[int, ...]
-    preferred_shares: tuple[float, ...]
-    nonpreferred: tuple[int, ...]
-    nonpreferred_shares: tuple[float, ...]
-    groups: int
-    prompts: int
+    images: tuple[int, ...]
+    shares: tuple[float, ...]
 
 
-def softmax_preferences(
+def softmax_preferred(
     scores: Float[Tensor, " image"],
     groups: Int[Tensor, " image"],
     scale: float,
     min_group_size: int = 4,
     margin: float = 2.0,
-) -> Preferences:
-    """Of each prompt the image that stands out at the top, and the one at the bottom (arXiv 2303.14420, section 5).
+) -> Outstanding:
+    """Of each prompt the image that stands out at the top (arXiv 2303.14420, section 5).
 
     With p = softmax(scale * scores) over the n images of a prompt, the best one is preferred if its p is above
-    margin / n; of the negated scores, likewise, the worst one is not preferred. Of equal scores the first image counts.
+    margin / n. Of equal scores the first image counts.
 
     Arguments:
         scores: Of the images.
@@ -68,14 +60,10 @@ def softmax_preferences(
 
     Raises:
         ValueError: Scores that are not finite, lengths that differ, settings out of bounds, no prompt with enough
-            images, or nothing that stands out at one of the two ends.
+            images, or nothing that stands out.
     """
     values = _checked_images(scores, groups, scale, min_group_size, margin)
-    of_prompt = list(_by_group(groups))
-    large = _large(of_prompt, min_group_size)
-    best, best_shares = _outstanding(values * scale, large, margin, "preferred")
-    worst, worst_shares = _outstanding(values * -scale, large, margin, "non-preferred")
-    return Preferences(best, best_shares, worst, worst_shares, len(large), len(of_prompt))
+    return _outstanding(values * scale, _large(groups, min_group_size), margin, "preferred")
 
 
 def softmax_nonpreferred(
@@ -84,14 +72,10 @@ def softmax_nonpreferred(
     scale: float,
     min_group_size: int = 4,
     margin: float = 2.0,
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """The lower half of `softmax_preferences`, for scores by which no image stands out at the top: indices and shares.
-
-    Raises:
-        ValueError: As there, but that nothing may stand out at the top.
-    """
+) -> Outstanding:
+    """Of each prompt the image that stands out at the bottom: `softmax_preferred` of the negated scores."""
     values = _checked_images(scores, groups, scale, min_group_size, margin)
-    return _outstanding(values * -scale, _large(list(_by_group(groups)), min_group_size), margin, "non-preferred")
+    return _outstanding(values * -scale, _large(groups, min_group_size), margin, "non-preferred")
 
 
 def levels_by_rank(
@@ -194,8 +178,9 @@ def _by_group(groups: Int[Tensor, " image"]) -> Iterator[Int[Tensor, " member"]]
     yield from sorted(members, key=lambda images: int(images[0]))
 
 
-def _large(of_prompt: list[Tensor], min_group_size: int) -> list[Tensor]:
-    """The groups with enough images."""
+def _large(groups: Int[Tensor, " image"], min_group_size: int) -> list[Tensor]:
+    """The images of each prompt that has enough."""
+    of_prompt = list(_by_group(groups))
     large = [images for images in of_prompt if len(images) >= min_group_size]
     if not large:
         raise ValueError(
@@ -205,21 +190,25 @@ def _large(of_prompt: list[Tensor], min_group_size: int) -> list[Tensor]:
     return large
 
 
-def _outstanding(
-    logits: Float[Tensor, " image"], groups: list[Tensor], margin: float, side: str
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """The images whose share of their group is above margin / n, and these shares."""
+def _outstanding(logits: Float[Tensor, " image"], groups: list[Tensor], margin: float, side: str) -> Outstanding:
+    """The images whose share of their group is above margin / n."""
     tops = [logits[images].softmax(0).max(0) for images in groups]
     evens = [top.values.item() * len(images) for top, images in zip(tops, groups, strict=True)]
     if max(evens) <= margin:
         raise ValueError(
             f"No image is {side}: of {len(groups)} prompts, the one that stands out most has {max(evens):.4g} times an "
-            f"even share of the softmax, and the margin is {margin:g}. A margin below {max(evens):.4g} keeps "
-            "something, and so does a larger scale."
+            f"even share of the softmax, and the margin is {margin:g}. {_remedy(max(evens))}"
         )
     kept = [place for place, even in enumerate(evens) if even > margin]
     indices = tuple(int(groups[place][tops[place].indices]) for place in kept)
-    return indices, tuple(tops[place].values.item() for place in kept)
+    return Outstanding(indices, tuple(tops[place].values.item() for place in kept))
+
+
+def _remedy(most: float) -> str:
+    """What to do where nothing stands out; a margin of at least an even share, 1, may not be enough."""
+    if most < 1.001:
+        return "Raise the scale; if the scores of a prompt are all equal, give images that differ."
+    return f"A margin below {most:.4g} keeps something, and so does a larger scale."
 
 
 def _checked_images(

@@ -108,7 +108,8 @@ def train(
     prepared = accelerator.prepare(optimizer)
     average = {name: value.detach().clone() for name, value in parameters.items()} if settings.ema_decay else {}
     state = TrainState(parameters, optimizer, average, accelerator.scaler, accelerator.num_processes)
-    start, before = _resume(state, folder, log, settings.steps_before, accelerator), settings.steps_before
+    start, before = _resume(state, folder, accelerator), settings.steps_before
+    _rewind(log, before + start, validation)
     learning_rate, skipped = _learning_rate(settings), 0
 
     def look(step: int) -> None:
@@ -170,8 +171,8 @@ def _renew_scaler(accelerator: Accelerator) -> None:
         accelerator.scaler = type(accelerator.scaler)()
 
 
-def _resume(state: TrainState, folder: Path, log: Log, steps_before: int, accelerator: Accelerator) -> int:
-    """Load the newest whole checkpoint, say which were passed over, and forget what came after it."""
+def _resume(state: TrainState, folder: Path, accelerator: Accelerator) -> int:
+    """Load the newest whole checkpoint, say which were passed over, and forget those that came after it."""
     accelerator.wait_for_everyone()  # no process may look while another still writes
     start, notes = state.load_latest(folder)
     _check_same_start(start, folder, accelerator)
@@ -183,10 +184,15 @@ def _resume(state: TrainState, folder: Path, log: Log, steps_before: int, accele
             )
         state.forget_after(folder, start)
     accelerator.wait_for_everyone()
-    log.rewind("train", steps_before + start)
-    # the validation of the step itself may have come after the checkpoint, or be cut off: it is looked at again
-    log.rewind("validation", steps_before + start - 1)
     return start
+
+
+def _rewind(log: Log, step: int, validation: Validation | None) -> None:
+    """Forget what was logged after a step; not what an earlier training looked at last, where this one has no look."""
+    log.rewind("train", step)
+    if validation:
+        # the validation of the step itself may have come after the checkpoint, or be cut off: it is looked at again
+        log.rewind("validation", step - 1)
 
 
 def _check_same_start(start: int, folder: Path, accelerator: Accelerator) -> None:

@@ -5,7 +5,7 @@
 The folder is a Hugging Face imagefolder. A killed run is continued by the same command.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from accelerate import Accelerator
 
@@ -34,33 +34,32 @@ def main(config: GenerateConfig, *, dry_run: bool = False) -> None:
     set_threads()
     device = pick_device(config.device)
     accelerator = Accelerator(cpu=device.type == "cpu")
-    model = prefixed(load_model(path, device, pick_dtype(device), config.lora), config)
-    sampling = Sampling(config.num_inference_steps, config.guidance_scale, negative_prompt(config))
+    say = accelerator.print
+    model = prefixed(load_model(path, device, pick_dtype(device), config.lora), config, say)
+    sampling = Sampling(config.num_inference_steps, config.guidance_scale, negative_prompt(config, say))
     n, size = config.samples_per_prompt, config.batch_size
     with Log(config.output_dir, is_main=accelerator.is_main_process) as log:
         generate(model, prompts, n, config.output_dir, config.seed, size, sampling, log, accelerator)
     if truncated := model.count_truncated(prompts):
-        accelerator.print(
-            f"{truncated} of {len(prompts)} prompts are longer than the model reads; their ends were not seen."
-        )
-    accelerator.print(f"{config.output_dir} holds {len(prompts) * n:,} images.")
+        say(f"{truncated} of {len(prompts)} prompts are longer than the model reads; their ends were not seen.")
+    say(f"{config.output_dir} holds {len(prompts) * n:,} images.")
 
 
-def prefixed(model: TextToImage, config: GenerateConfig) -> TextToImage:
+def prefixed(model: TextToImage, config: GenerateConfig, say: Callable[[str], None]) -> TextToImage:
     """The model, with the words before every prompt that the LoRA asks for, which are told."""
     prefix = read_header(config.lora, PROMPT_PREFIX) if config.lora and not config.no_reward_token else ""
     if not prefix:
         return model
-    print(f"{prefix!r} stands before every prompt, as {config.lora} asks for it.")
+    say(f"{prefix!r} stands before every prompt, as {config.lora} asks for it.")
     return Prefixed(model, prefix)
 
 
-def negative_prompt(config: GenerateConfig) -> str | Mapping[str, float]:
+def negative_prompt(config: GenerateConfig, say: Callable[[str], None]) -> str | Mapping[str, float]:
     """What the user says, else the words that the LoRA asks for, which are told."""
     asked = read_reward_token(config.lora) if config.lora and not config.no_reward_token else None
     if config.negative_prompt is not None or config.negative_prompts or asked is None:
         return config.negative_prompt or split_weights(config.negative_prompts) or ""
-    print(_told(asked, config))
+    say(_told(asked, config))
     return asked
 
 

@@ -42,14 +42,15 @@ from recipes.run_folder import run_folder
 from recipes.sandbox_mix import resolve_ordinary
 from recipes.settings import as_yaml
 from recipes.token_arms import CONTROL, TUNED, Ways, ways
-from recipes.token_choice import Choice, Scores, choose, export
+from recipes.token_choice import Choice, Scores, choose
 from recipes.token_dimensions import effects_of
 from recipes.token_embedding import taught
+from recipes.token_export import export
 from recipes.token_judge import as_arm, as_rows, compare_arms, judge_arms, judge_guidance
 from recipes.token_plan import check_identifiers, control_training, plan, training
 from recipes.token_report import Findings, report
 from recipes.token_source import Source, ordinary_pictures, read_source, scored_source
-from recipes.token_words import header, identifiers
+from recipes.token_words import header
 from recipes.watch import watch
 from rewards.base import Reward
 from rewards.load import load_each
@@ -60,7 +61,8 @@ def main(config: RewardTokenConfig, *, dry_run: bool = False) -> None:
     held_out, given = read_prompts(config.validation_prompts), read_source(config.source)
     check_held_out(config.validation_prompts, held_out)
     prompts = list(dict.fromkeys(item.text for item in given.items)) if given else read_train_prompts(config)
-    names = selector_and_holdouts(config.rewards, [*config.holdout_rewards, *config.dimensions.values()])
+    judges = selector_and_holdouts(config.rewards, config.holdout_rewards)
+    names = list(dict.fromkeys([*judges, *config.dimensions.values()]))
     path = resolve_model(config.pretrained_model_name_or_path)
     if dry_run:
         announce(names)
@@ -77,7 +79,7 @@ def main(config: RewardTokenConfig, *, dry_run: bool = False) -> None:
     model = load_model(path, device, pick_dtype(device, config.train.mixed_precision))
     check_min_timestep(model, config.train.min_timestep)
     check_targets(model.denoiser, config.lora.target_modules or model.lora_target_modules)
-    check_identifiers(model, named(config), [*prompts, *held_out])
+    check_identifiers(config, model, [*prompts, *held_out])
     rewards = load_each(names, device)
     with run_folder(config.output_dir, config, str(device), threads, accelerator) as folder:
         run(config, model, rewards, prompts, held_out, folder, accelerator, given, pictures)
@@ -171,7 +173,7 @@ def tune(
 
 def notes_on(config: RewardTokenConfig, model: TextToImage, prompts: Sequence[str], ordinary: int) -> list[str]:
     """What a reader of the report must know."""
-    lost, scale = check_identifiers(model, named(config), prompts), config.sampling.guidance_scale
+    lost, scale = check_identifiers(config, model, prompts), config.sampling.guidance_scale
     return [
         f"{ordinary:,} regularisation images, {config.regularization.ratio:.3g} for each selected one.",
         "The control, where there is one, is trained in the same way on the regularisation images alone.",
@@ -179,11 +181,6 @@ def notes_on(config: RewardTokenConfig, model: TextToImage, prompts: Sequence[st
         f"{model.count_truncated(prompts):,} of {len(prompts):,} prompts are longer than the model reads; with the "
         f"words before them {lost:,} more are.",
     ]
-
-
-def named(config: RewardTokenConfig) -> list[str]:
-    """The identifiers as they were given: what a learned embedding starts from, not its word."""
-    return [config.identifier] if config.embedding.max_train_steps else identifiers(config)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,14 @@
 """Which images a reward-token run is trained on, and the words before their captions."""
 
-import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor
 
-from align.select import levels_by_rank, softmax_nonpreferred, softmax_preferences
+from align.select import Outstanding, levels_by_rank, softmax_nonpreferred, softmax_preferred
 from align.sharpness import sharpness
-from align.state import atomic_path
 from recipes import token_words
 from recipes.configs.reward_token import RewardTokenConfig
 from recipes.images import Item
@@ -77,7 +72,7 @@ def choose(config: RewardTokenConfig, items: Sequence[Item], scores: Scores, see
 def _sharp(items: Sequence[Item], least: float) -> list[int]:
     if not least:
         return list(range(len(items)))
-    values = [sharpness(item.image()) for item in items]
+    values = [sharpness(_image(item)) for item in items]
     if max(values) < least:
         raise ValueError(
             f"All {len(items):,} images are below select.min_sharpness = {least:g}; the sharpest has "
@@ -100,13 +95,14 @@ def _levels(config: RewardTokenConfig, scores: Scores, prompts: Int[Tensor, " im
 def _outliers(config: RewardTokenConfig, scores: Scores, prompts: Int[Tensor, " image"], seed: int) -> list[Group]:
     """The preferred ones, by the selecting reward, and the failing ones of each dimension, or by the same reward."""
     selector, settings = next(iter(scores)), config.select
-    found = softmax_preferences(scores[selector], prompts, settings.scale, settings.min_group_size, settings.margin)
+    limits = settings.scale, settings.min_group_size, settings.margin
+    best = softmax_preferred(scores[selector], prompts, *limits)
     if config.dimensions:
         failing = [_failing(config, words, reward, scores, prompts) for words, reward in config.dimensions.items()]
     else:
-        words, low = token_words.identifier(config), found.nonpreferred
-        failing = [Group("non-preferred", words, selector, low, found.nonpreferred_shares, len(low))]
-    preferred = _without(found.preferred, found.preferred_shares, selector, failing)
+        worst = softmax_nonpreferred(scores[selector], prompts, *limits)
+        failing = [_group("non-preferred", token_words.identifier(config), selector, worst)]
+    preferred = _without(best, selector, failing)
     return [preferred, *(_some(config, preferred, group, seed + number) for number, group in enumerate(failing))]
 
 
@@ -115,22 +111,26 @@ def _failing(
 ) -> Group:
     settings = config.select
     try:
-        places, shares = softmax_nonpreferred(
+        worst = softmax_nonpreferred(
             scores[reward], prompts, settings.dimension_scale, settings.min_group_size, settings.margin
         )
     except ValueError as error:
         raise ValueError(f"By {reward}, with select.dimension_scale {settings.dimension_scale:g}: {error}") from error
-    return Group(f"failing {reward}", words, reward, places, shares, len(places))
+    return _group(f"failing {reward}", words, reward, worst)
 
 
-def _without(places: Sequence[int], shares: Sequence[float], reward: str, failing: Sequence[Group]) -> Group:
+def _group(name: str, words: str, reward: str, found: Outstanding) -> Group:
+    return Group(name, words, reward, found.images, found.shares, len(found.images))
+
+
+def _without(best: Outstanding, reward: str, failing: Sequence[Group]) -> Group:
     """The preferred images that fail in nothing."""
     bad = {place for group in failing for place in group.places}
-    kept = [(place, share) for place, share in zip(places, shares, strict=True) if place not in bad]
+    kept = [(place, share) for place, share in zip(best.images, best.shares, strict=True) if place not in bad]
     if not kept:
         raise ValueError(
-            f"All {len(places):,} preferred images fail in a dimension. Raise select.margin, so that fewer fail, or "
-            "select by other rewards."
+            f"All {len(best.images):,} preferred images fail in a dimension. Raise select.margin, so that fewer "
+            "fail, or select by other rewards."
         )
     return Group("preferred", "", reward, [place for place, _ in kept], [share for _, share in kept], len(kept))
 
@@ -143,48 +143,8 @@ def _some(config: RewardTokenConfig, preferred: Group, group: Group, seed: int) 
     return replace(group, places=[group.places[i] for i in taken], shares=[group.shares[i] for i in taken])
 
 
-def captions(config: RewardTokenConfig, group: Group, items: Sequence[Item], seed: int) -> list[str]:
-    """What the images of a group are trained with: its words before their prompts, or, of some, alone."""
-    texts = [group.words + items[place].text for place in group.places]
-    if group.words:
-        order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
-        for place in order[: round(config.proportion_identifier_alone * len(texts))]:
-            texts[place] = group.words
-    return texts
-
-
-def export(config: RewardTokenConfig, choice: Choice, items: Sequence[Item], scores: Scores, out: Path) -> None:
-    """Copy what is trained on to an imagefolder, atomically, with its captions; one that is there already is kept.
-
-    Training reads it from there, whatever it comes from, and knows the files by the time of their writing.
-    """
-    plain = sum(not group.words for group in choice.groups)
-    chosen = [
-        (place, {"text": text, "words": group.words, "score": scores[group.reward][place].item(), **share})
-        for number, group in enumerate(choice.groups)
-        for place, text, share in zip(
-            group.places, captions(config, group, items, config.seed + number - plain), _shares(group), strict=True
-        )
-    ]
-    rows = [
-        {"file_name": f"{number:06d}.{_kind(items[place])}", "prompt": items[place].text, **row}
-        for number, (place, row) in enumerate(chosen)
-    ]
-    lines, metadata = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), out / "metadata.jsonl"
-    if metadata.exists() and metadata.read_text(encoding="utf-8") == lines:
-        return
-    with atomic_path(out) as temporary:
-        temporary.mkdir()
-        for (place, _), row in zip(chosen, rows, strict=True):
-            (temporary / str(row["file_name"])).write_bytes(items[place].found.read())
-        (temporary / metadata.name).write_text(lines, encoding="utf-8")
-
-
-def _shares(group: Group) -> list[dict[str, float]]:
-    return [{"share": share} for share in group.shares] or [{} for _ in group.places]
-
-
-def _kind(item: Item) -> str:
-    """The ending of a file with this image."""
-    with Image.open(io.BytesIO(item.found.read())) as image:
-        return str(image.format).lower()
+def _image(item: Item) -> Float[Tensor, "3 h w"]:
+    try:
+        return item.image()
+    except ValueError as error:
+        raise ValueError(f"{item.name}: {error}") from error

@@ -1,6 +1,7 @@
 """What a reward-token run will do, and whether its words can be tokens of the model, before anything is made."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 from align.finetune import LoraTraining
 from align.model import TextToImage
@@ -8,6 +9,7 @@ from align.prefixed import Prefixed
 from recipes.configs.reward_token import RewardTokenConfig
 from recipes.filter_plan import lora_training
 from recipes.token_arms import CONTROL, ways
+from recipes.token_words import identifiers, learned_token
 
 
 def plan(config: RewardTokenConfig, images: int, prompts: int, held_out: int) -> str:
@@ -46,9 +48,23 @@ def control_training(config: RewardTokenConfig) -> LoraTraining:
     return lora_training(config.train, config.lora, 0.0, config.seed, before)
 
 
-def check_identifiers(model: TextToImage, identifiers: Sequence[str], prompts: Sequence[str]) -> int:
+def check_identifiers(config: RewardTokenConfig, model: TextToImage, prompts: Sequence[str]) -> int:
     """How many prompts lose their end to the longest of the identifiers, see `check_identifier`."""
-    return max(check_identifier(model, words, prompts) for words in identifiers)
+    with _told_of(config, model):
+        return max(check_identifier(model, words, prompts) for words in identifiers(config))
+
+
+@contextmanager
+def _told_of(config: RewardTokenConfig, model: TextToImage) -> Generator[None, None, None]:
+    """While this lasts, the model reads a word that is yet to be learned as one."""
+    if not config.embedding.max_train_steps:
+        yield
+        return
+    model.add_token(learned_token(config), config.identifier)
+    try:
+        yield
+    finally:
+        model.remove_token(learned_token(config))
 
 
 def check_identifier(model: TextToImage, identifier: str, prompts: Sequence[str]) -> int:

@@ -14,6 +14,7 @@ from recipes.configs.reward_token import RewardTokenConfig
 from recipes.judge import Judged
 from recipes.settings import leaf_fields
 from recipes.token_arms import BASE, TUNED, Ways
+from recipes.token_card import write_token_card
 from recipes.token_choice import Choice, Scores
 from recipes.token_dimensions import as_text
 from recipes.token_judge import Comparison, GuidancePoint, as_table
@@ -49,7 +50,7 @@ class Findings:
 
 
 def report(config: RewardTokenConfig, folder: Path, found: Findings, log: Log) -> Path:
-    """Write `folder/report.html`, log what came out, and print the table."""
+    """Write `folder/report.html` and the model card, log what came out, and print the table."""
     judged, base = found.judged, found.judged[BASE.name]
     losses = [(row["step"], row["loss"]) for row in read_metrics(folder) if row["phase"] == "train"]
     words = ", ".join(map(spoken, identifiers(config)))
@@ -71,6 +72,7 @@ def report(config: RewardTokenConfig, folder: Path, found: Findings, log: Log) -
         effects=found.effects,
     )
     path = write_arms(folder, page)
+    write_token_card(folder, config, found.choice, found.comparisons)
     mirror(folder, found.comparisons, max((step for step, _ in losses), default=0), log)
     effects = [as_text(found.effects)] if found.effects else []
     print("\n".join([as_table(found.comparisons), *effects, f"report: {path}"]))

@@ -15,7 +15,7 @@ from recipes.configs.reward_token import RewardTokenConfig
 from recipes.configs.token_settings import SourceSettings
 from recipes.image_sources import column_of
 from recipes.image_texts import Captions
-from recipes.images import Item, find_items, sample_items
+from recipes.images import Item, find_items, sample_items, store_of
 from recipes.judge import Judge, check_all
 from recipes.score import score
 from recipes.scoring import Engine, Problems
@@ -33,16 +33,17 @@ class Source:
 
 
 def read_source(source: SourceSettings) -> Source | None:
-    """The images of the folder, if there is one.
+    """The images of the folder, if there is one; of a run of align those it drew first, not those it judged by.
 
     Raises:
         ValueError: No image, one without a caption, or without the score that was asked for.
     """
     if source.train_data_dir is None:
         return None
-    items = find_items([str(source.train_data_dir)], Captions())
     if source.score_column is None:
-        return Source(items, None)
+        store = store_of([str(source.train_data_dir)])
+        return Source(sample_items(store) if store else find_items([str(source.train_data_dir)], Captions()), None)
+    items = find_items([str(source.train_data_dir)], Captions())
     column = column_of(source.train_data_dir, source.score_column)
     missing = [item.name for item in items if item.name not in column]
     if missing:

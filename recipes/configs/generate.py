@@ -20,7 +20,7 @@ class GenerateConfig(Settings):
     samples_per_prompt: int = Field(default=4, ge=1)
     """Images for each prompt."""
     lora: Path | None = None
-    """A LoRA to apply: a folder or file in diffusers format. A learned_embeds.safetensors beside it is loaded, too."""
+    """A LoRA to apply: a folder or file in diffusers format. The learned word that its header names comes along."""
     num_inference_steps: int = Field(default=25, ge=1)
     """Denoising steps."""
     guidance_scale: float = Field(default=7.5, ge=1)

@@ -64,7 +64,7 @@ class RepairConfig(RepairSettings):
     model: str = "sandbox"
     """The text-to-image model that repaints: a folder, a repository on the Hub, or `sandbox`."""
     lora: Path | None = None
-    """A LoRA to apply: a folder or file in diffusers format. A learned_embeds.safetensors beside it is loaded, too."""
+    """A LoRA to apply: a folder or file in diffusers format. The learned word that its header names comes along."""
     critic: str = "sandbox-rahf"
     """What sees the flaws and scores the candidates, e.g. `rahf-port` or `my_critic:MyCritic`."""
     mask: Path | None = None

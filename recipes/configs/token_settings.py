@@ -12,8 +12,8 @@ class SourceSettings(Settings):
     """The images that people's taste is read from: several of each prompt."""
 
     train_data_dir: Path | None = None
-    """An imagefolder or a .parquet table with captions, several images of a prompt; null for images that the base model
-    draws itself."""
+    """An imagefolder or a .parquet table with captions, several images of a prompt, or a run of align; null for images
+    that the base model draws itself."""
     score_column: str | None = None
     """Take the scores from this column of the table or of the folder's metadata, instead of asking the reward."""
     samples_per_prompt: int = Field(default=16, ge=2)

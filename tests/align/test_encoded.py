@@ -1,5 +1,6 @@
 """Encoded images and prompts: those of the model, read back one by one, and continued where a run was killed."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,21 @@ def test_an_imagefolder_gives_files_with_their_text(tmp_path: Path) -> None:
 def test_an_imagefolder_without_captions_is_refused(tmp_path: Path, metadata: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_imagefolder(folder_with(tmp_path, metadata))
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0c"])
+def test_a_caption_may_hold_what_else_ends_a_line(separator: str, tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    text = f"a cat{separator}at night"
+    row = json.dumps({"file_name": "a.png", "text": text}, ensure_ascii=False)
+    (tmp_path / "metadata.jsonl").write_text(f"{row}\n{row}\n", encoding="utf-8")
+    assert [file.text for file in read_imagefolder(tmp_path)] == [text, text]
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "metadata.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="names no image"):
+        read_imagefolder(tmp_path)
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:

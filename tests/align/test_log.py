@@ -41,7 +41,7 @@ def test_resumed_run_continues_the_record_without_duplicates(tmp_path: Path) -> 
 
 def test_rewind_before_anything_was_logged_does_nothing(tmp_path: Path) -> None:
     Log(tmp_path).rewind("train", 0)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [] and read_metrics(tmp_path) == []
 
 
 def test_torn_last_line_is_dropped(tmp_path: Path) -> None:

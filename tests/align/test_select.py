@@ -17,7 +17,7 @@ from align.select import (
     levels_by_rank,
     quantile_threshold,
     softmax_nonpreferred,
-    softmax_preferences,
+    softmax_preferred,
 )
 
 
@@ -162,7 +162,7 @@ def test_a_flat_list_of_scores_is_refused(unchecked_shapes: None) -> None:
         best_of_n(torch.zeros(4))
 
 
-class TestSoftmaxPreferences:
+class TestOutstanding:
     """The selector of HPS, against a loop that does what the paper says, with nothing but the standard library."""
 
     @staticmethod
@@ -181,7 +181,7 @@ class TestSoftmaxPreferences:
         order = list(range(len(values)))
         generator.shuffle(order)
         scores, groups = torch.tensor(values, dtype=torch.float64)[order], torch.tensor(numbers)[order]
-        found = softmax_preferences(scores, groups, scale=100.0)
+        best, worst = (choose(scores, groups, scale=100.0) for choose in (softmax_preferred, softmax_nonpreferred))
         members: dict[int, list[int]] = {}
         for place, group in enumerate(groups.tolist()):
             members.setdefault(group, []).append(place)
@@ -191,30 +191,30 @@ class TestSoftmaxPreferences:
                 chosen = self.brute_force([sign * scores[place].item() for place in places], 100.0, 2.0)
                 if chosen is not None:
                     side.append(places[chosen])
-        assert (list(found.preferred), list(found.nonpreferred)) == expected
-        assert found.prompts == 10_000 and found.groups == sum(size >= 4 for size in sizes)
-        assert 1000 < len(found.preferred) < found.groups and 1000 < len(found.nonpreferred) < found.groups
-        assert softmax_preferences(scores, groups, scale=100.0) == found
-        assert softmax_nonpreferred(scores, groups, scale=100.0) == (found.nonpreferred, found.nonpreferred_shares)
+        assert (list(best.images), list(worst.images)) == expected
+        large = sum(size >= 4 for size in sizes)
+        assert 1000 < len(best.images) < large and 1000 < len(worst.images) < large
+        assert softmax_preferred(scores, groups, scale=100.0) == best
+        assert softmax_nonpreferred(scores, groups, scale=100.0) == worst
 
     def test_nothing_need_stand_out_at_the_top(self) -> None:
         scores = torch.tensor([1.0, 1.0, 1.0, 0.9], dtype=torch.float64)
-        images, shares = softmax_nonpreferred(scores, torch.zeros(4, dtype=torch.long), scale=100.0)
-        assert images == (3,)
-        assert shares[0] == pytest.approx(math.exp(10) / (math.exp(10) + 3))
+        found = softmax_nonpreferred(scores, torch.zeros(4, dtype=torch.long), scale=100.0)
+        assert found.images == (3,)
+        assert found.shares[0] == pytest.approx(math.exp(10) / (math.exp(10) + 3))
 
     def test_at_most_one_of_each_side_of_a_prompt_and_the_first_of_equals(self) -> None:
         scores, groups = torch.tensor([0.0, 3.0, 3.0, 0.0, 0.0, 0.0, 0.0, -9.0]), torch.tensor([7] * 8)
-        found = softmax_preferences(scores, groups, scale=1.0)
-        assert (found.preferred, found.nonpreferred) == ((1,), (7,))
-        assert found.preferred_shares == pytest.approx(scores.softmax(0)[1:2].tolist())
+        best, worst = (choose(scores, groups, scale=1.0) for choose in (softmax_preferred, softmax_nonpreferred))
+        assert (best.images, worst.images) == ((1,), (7,))
+        assert best.shares == pytest.approx(scores.softmax(0)[1:2].tolist())
 
     def test_the_scale_is_that_of_the_softmax(self) -> None:
         scores, groups = torch.tensor([0.20, 0.21, 0.19, 0.22]), torch.zeros(4, dtype=torch.long)
         with pytest.raises(ValueError, match=r"No image is preferred: of 1 prompts.* A margin below 1.015 keeps"):
-            softmax_preferences(scores, groups, scale=1.0)
-        assert softmax_preferences(scores, groups, scale=100.0).preferred == (3,)
-        assert softmax_preferences(scores, groups, scale=1.0, margin=1.0).preferred == (3,)
+            softmax_preferred(scores, groups, scale=1.0)
+        assert softmax_preferred(scores, groups, scale=100.0).images == (3,)
+        assert softmax_preferred(scores, groups, scale=1.0, margin=1.0).images == (3,)
 
     @pytest.mark.parametrize(
         ("scores", "groups", "options", "message"),
@@ -227,7 +227,8 @@ class TestSoftmaxPreferences:
             ),
             ([1.0, math.nan], [0, 0], {}, "1 of 2 scores are not finite"),
             ([1.0, 2.0], [0, 0, 0], {}, "give one score and the number of its prompt"),
-            ([0.0, 0.0, 0.0, 9.0], [0] * 4, {"margin": 3.9}, "No image is non-preferred"),
+            ([0.0, 0.0, 0.0, 9.0], [0] * 4, {"margin": 3.9}, "No image is non-preferred.* A margin below"),
+            ([0.3] * 4, [0] * 4, {}, "stands out most has 1 times an even share.* Raise the scale; if .* all equal"),
             ([1.0, 2.0], [0, 0], {"scale": 0.0}, "they must be above 0"),
         ],
     )
@@ -237,7 +238,7 @@ class TestSoftmaxPreferences:
     ) -> None:
         settings: Any = {"scale": 1.0} | options
         with pytest.raises(ValueError, match=message):
-            softmax_preferences(torch.tensor(scores), torch.tensor(groups), **settings)
+            softmax_nonpreferred(torch.tensor(scores), torch.tensor(groups), **settings)
 
 
 def test_levels_are_the_fractions_of_each_prompts_images() -> None:

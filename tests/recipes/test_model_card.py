@@ -15,10 +15,11 @@ from align import lora
 from align.evaluate import RecoveredGap, Row
 from align.families.load import load_model
 from align.model import Sampling
+from recipes.card_file import MARKER
 from recipes.configs.filter_finetune import FilterFinetuneConfig
 from recipes.configs.generate import GenerateConfig
 from recipes.configuration import parse_command
-from recipes.model_card import MARKER, write_card
+from recipes.model_card import write_card
 from recipes.settings import leaf_fields
 from sandbox.weights import WEIGHTS
 from tests.tiny import save_tiny_model

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from align import finetune, lora
 from align.families.load import load_model
+from align.log import read_metrics
 from align.lora import read_reward_token
 from align.model import Sampling
 from align.samples import SampleStore
@@ -128,6 +129,10 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
         json.loads(line)["step"] for line in (finished / "metrics.jsonl").read_text().splitlines() if '"loss"' in line
     ]
     assert steps == list(range(1, 17))  # the LoRA's eight, then the control's
+    looks = [row["step"] for row in read_metrics(finished) if row["phase"] == "validation"]
+    assert looks == [0, 8]  # the last one is still there after the control
+    card = (finished / "README.md").read_text()
+    assert json.dumps(IDENTIFIER) in card and "| tuned, away from the token | base model |" in card
 
 
 def test_the_brightest_and_the_darkest_are_trained_on_and_the_darkest_say_so(finished: Path) -> None:
@@ -275,6 +280,27 @@ def test_a_folder_of_images_selects_as_the_same_images_drawn(whole: Path, epsilo
     assert sorted(row["score"] for row in ours) == pytest.approx(sorted(row["score"] for row in theirs))
 
 
+def test_of_a_run_the_images_that_it_judged_by_are_not_selected_from(whole: Path, tmp_path: Path) -> None:
+    found = read_source(config_of(tmp_path, train_prompts=None, source={"train_data_dir": whole}).source)
+    assert found is not None and [item.text for item in found.items] == [text for text in PROMPTS for _ in range(4)]
+    inside = read_source(config_of(tmp_path, train_prompts=None, source={"train_data_dir": whole / "samples"}).source)
+    assert inside is not None and [item.key for item in inside.items] == [item.key for item in found.items]
+
+
+def test_an_image_that_cannot_be_read_is_named_where_scores_came_along(tmp_path: Path, epsilon_folder: Path) -> None:
+    table = pa.table(
+        {"image": [{"bytes": None, "path": None}] * 4, "prompt": ["a cat"] * 4, "hps": [0.1, 0.2, 0.3, 0.9]}
+    )
+    pq.write_table(table, tmp_path / "images.parquet")
+    settings = {"train_data_dir": tmp_path / "images.parquet", "score_column": "hps"}
+    config = config_of(tmp_path / "run", train_prompts=None, source=settings, select={"scale": 30})
+    with pytest.raises(ValueError, match=r"images.parquet#3 is missing or no image"):
+        run(config, epsilon_folder, read_source(config.source))
+    sharp = config_of(tmp_path / "sharp", train_prompts=None, source=settings, select={"min_sharpness": 1.0})
+    with pytest.raises(ValueError, match=r"images.parquet#0: "):
+        run(sharp, epsilon_folder, read_source(sharp.source))
+
+
 def test_a_column_of_scores_is_read_and_a_missing_one_is_named(tmp_path: Path, whole: Path) -> None:
     chosen = whole / "selected"
     source = read_source(
@@ -336,7 +362,7 @@ def test_words_that_cannot_be_a_token_are_refused(epsilon_folder: Path) -> None:
             {"select": {"min_group_size": 5}},
             "The largest of 3 prompts has 4 images, and a group needs min_group_size = 5",
         ),
-        ({"select": {"scale": 1e-6}}, r"No image is preferred: of 3 prompts.* A margin below 1 keeps something"),
+        ({"select": {"scale": 1e-6}}, r"No image is preferred: of 3 prompts.* Raise the scale"),
         ({"select": {"min_sharpness": 1e6}}, "All 12 images are below select.min_sharpness"),
     ],
 )

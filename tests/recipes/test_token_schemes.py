@@ -20,10 +20,14 @@ from align.model import Sampling
 from align.samples import SampleStore
 from recipes import cli, reward_token
 from recipes.configs.reward_token import RewardTokenConfig
+from recipes.image_sources import Found
+from recipes.images import Item
 from recipes.judge import Judge, Judged
 from recipes.run_folder import run_folder
 from recipes.token_arms import ways
+from recipes.token_choice import choose
 from recipes.token_dimensions import effects_of
+from recipes.token_plan import check_identifiers
 from rewards.base import Images, Reward
 from tests.recipes.test_reward_token import CPU, HELD_OUT, LORA, PROMPTS, Brightness, config_of
 from tests.test_recipes import stopping
@@ -210,6 +214,42 @@ def test_a_learned_word_stands_where_the_identifier_stood(
     string = SampleStore(folder / "evaluation/base-string/samples")
     base = SampleStore(folder / "evaluation/base/samples")
     assert (string.load(string.rows()) - base.load(base.rows())).abs().max() > 2 / 255
+
+
+def test_a_learned_word_is_counted_as_one_and_may_be_in_no_prompt(model_folder: Path, tmp_path: Path) -> None:
+    model = load_model(model_folder, CPU)
+    config, before = (
+        config_of(tmp_path, **SCHEMES["learned"] | {"identifier": "a very long string of words "}),
+        model.fingerprint,
+    )
+    word = "<a-very-long-string-of-words>"
+    assert check_identifiers(config, model, PROMPTS) == 0
+    with pytest.raises(ValueError, match=f"'{word} ' is in 1 of 1 prompts already"):
+        check_identifiers(config, model, [f"a {word} cat"])
+    with pytest.raises(ValueError, match="fills all the tokens"):
+        check_identifiers(config_of(tmp_path, identifier=config.identifier), model, PROMPTS)
+    assert model.fingerprint == before
+
+
+def test_the_best_may_stand_out_where_nothing_fails_but_in_a_dimension(tmp_path: Path) -> None:
+    """By the selecting reward nothing is at the bottom, which words of dimensions do not need."""
+    config = config_of(tmp_path, **SCHEMES["dimensions"])
+    scores = {"my:Brightness": torch.tensor([0.0, 0.0, 0.0, 1.0])}
+    scores |= {name: torch.tensor([0.0, 1.0, 1.0, 1.0]) for name in DIMENSIONS.values()}
+    items = [Item(str(number), ("", ""), "a cat", Found("", None, bytes)) for number in range(4)]
+    choice = choose(config, items, scores, 0)
+    assert [[*group.places] for group in choice.groups] == [[3], [0], [0], [0]]
+
+
+def test_a_dimension_may_be_a_hold_out_too_beside_weighted_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("a cat\n")
+    for holdouts in (["sandbox-rahf.plausibility"], ["sandbox-clip=0.5", "sandbox-hps-2=0.5"]):
+        command = ["reward-token", "--config", "sandbox_dimensions", "--dry-run", "--holdout_rewards", *holdouts]
+        assert cli.main([*command, "--source.train_data_dir", "null", "--train_prompts", "prompts.txt"]) == 0
+        assert "plan: 16 images of 1 prompts" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("call", [3, 6])
