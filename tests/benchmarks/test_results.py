@@ -1,6 +1,7 @@
 """One command writes the tables of docs/results.md anew, and nothing else on the page."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from benchmarks import results
 from recipes import sandbox_feedback
+from recipes.configs.evaluate_reward import EvaluateRewardConfig
 from rewards.load import load_reward
 from tests.recipes.feedback_files import save_start
 
@@ -20,6 +22,7 @@ def test_the_section_is_written_anew_with_every_form_that_is_there(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sandbox_feedback, "SIZES", {"test": ("test", 3, 2, 19)})
+    monkeypatch.setattr(results, "EvaluateRewardConfig", partial(EvaluateRewardConfig, resamples=100))
     save_start(tmp_path / "built/multi-head/reward")
     page = tmp_path / "results.md"
     page.write_text(PAGE)
