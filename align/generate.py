@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from align.log import Log
+from align.lora import merged
 from align.model import Sampling, TextToImage
 from align.samples import SampleRow, SampleStore, prompt_id
 
@@ -74,7 +75,8 @@ def generate(
         plan.store.claim(plan.record(sampling))
     accelerator.wait_for_everyone()  # nobody writes into a folder that may be refused
     shards = [shard for shard in plan.store.shards(plan.images) if not plan.store.is_sealed(shard.start)]
-    with log.progress(plan.images, description, initial=plan.images - sum(map(len, shards))) as progress:
+    done = plan.images - sum(map(len, shards))
+    with merged(model.denoiser), log.progress(plan.images, description, initial=done) as progress:
         for shard in shards:
             rows = [plan.row(position) for position in shard]
             batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]

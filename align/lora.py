@@ -5,7 +5,8 @@ A LoRA is kept in float32 even where the frozen weights are in half precision: i
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,26 @@ def eject(module: nn.Module) -> None:
     del module.peft_config
     if isinstance(module, PeftAdapterMixin):
         module._hf_peft_config_loaded = False  # pyright: ignore[reportPrivateUsage]
+
+
+@contextmanager
+def merged(module: nn.Module) -> Generator[None, None, None]:
+    """While this lasts, the LoRA is in the weights beside it, so that sampling costs what it does without one.
+
+    Afterwards all weights are bit for bit what they were. Those in half precision stay as they are: what a LoRA adds
+    would be lost to their rounding.
+    """
+    found: list[Any] = [*_lora_layers(module).values()]
+    layers = [layer for layer in found if layer.get_base_layer().weight.dtype == torch.float32]
+    before: list[Tensor] = [layer.get_base_layer().weight.detach().clone() for layer in layers]
+    try:
+        for layer in layers:
+            layer.merge()
+        yield
+    finally:
+        for layer, weight in zip(layers, before, strict=True):
+            layer.unmerge()
+            layer.get_base_layer().weight.data.copy_(weight)  # taken off again, a sum is not what it was
 
 
 def token_header(reward_token: str | Mapping[str, float]) -> dict[str, str]:

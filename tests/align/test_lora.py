@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from align.families.load import load_model
-from align.lora import eject, inject, load_lora, lora_digest, read_reward_token, save_lora, token_header
+from align.generate import generate
+from align.log import Log
+from align.lora import eject, inject, load_lora, lora_digest, merged, read_reward_token, save_lora, token_header
 from align.model import Sampling, TextToImage
 
 CPU = torch.device("cpu")
@@ -143,6 +147,52 @@ class TestEject:
         assert len(trained(module)) == 2
         eject(module)
         assert [(name, type(child)) for name, child in module.named_modules()] == names
+
+
+@torch.no_grad()
+def prediction(model: TextToImage) -> Tensor:
+    x_t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    return model.predict(x_t, torch.tensor([700, 200]), model.encode_prompts(["a red circle", "two blue stars"]))
+
+
+def bits(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_a_merged_lora_draws_the_same_and_leaves_every_bit(fresh_model: TextToImage, tiny_model: TextToImage) -> None:
+    inject_into(fresh_model)
+    pretend_training(fresh_model.denoiser)
+    before, apart, digest = bits(fresh_model.denoiser), prediction(fresh_model), lora_digest(fresh_model.denoiser)
+    with pytest.raises(InterruptedError), merged(fresh_model.denoiser):
+        together = prediction(fresh_model)
+        assert lora_digest(fresh_model.denoiser) == digest
+        raise InterruptedError
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(together, apart) and (together - prediction(tiny_model)).abs().max() > 0.05
+    assert all(torch.equal(value, before[name]) for name, value in bits(fresh_model.denoiser).items())
+    assert torch.equal(prediction(fresh_model), apart)
+
+
+def test_a_lora_is_not_merged_into_weights_that_are_too_coarse_for_it(fresh_model: TextToImage) -> None:
+    inject_into(fresh_model)
+    pretend_training(fresh_model.denoiser)
+    for layer in fresh_model.denoiser.modules():
+        if isinstance(layer, LoraLayer):
+            layer.get_base_layer().bfloat16()
+    before = bits(fresh_model.denoiser)
+    with merged(fresh_model.denoiser):
+        assert all(torch.equal(value, before[name]) for name, value in bits(fresh_model.denoiser).items())
+
+
+def test_generation_merges_the_lora(fresh_model: TextToImage, tmp_path: Path, log: Log) -> None:
+    inject_into(fresh_model)
+    pretend_training(fresh_model.denoiser)
+    before, sampling = bits(fresh_model.denoiser), Sampling(6, 5.0)
+    store = generate(fresh_model, ["a cat"], 2, tmp_path / "out", 0, 2, sampling, log, Accelerator(cpu=True))
+    with merged(fresh_model.denoiser):
+        expected = fresh_model.sample(["a cat"] * 2, [row.seed for row in store.rows()], sampling)
+    assert torch.equal(store.load(store.rows()), (expected * 255).round() / 255)
+    assert all(torch.equal(value, before[name]) for name, value in bits(fresh_model.denoiser).items())
 
 
 class TestFile:
