@@ -156,4 +156,5 @@ def _ceiling(ratings: Float[np.ndarray, "n person"]) -> float:
     """
     count = ratings.shape[1]
     r = np.mean([plcc(ratings[:, one], ratings[:, other]) for one, other in combinations(range(count), 2)])
-    return float(np.sqrt(np.clip(count * r / (1 + (count - 1) * r), 0, None)))
+    r = np.clip(r, 0, None)  # people who contradict each other leave nothing to reach, and below 0 there is a pole
+    return float(np.sqrt(count * r / (1 + (count - 1) * r)))

@@ -53,6 +53,14 @@ def test_people_are_compared_where_most_often_as_many_said_something(
     assert shown in text and text.count("the same number of annotators") == (2 if shown else 0)
 
 
+def test_people_who_contradict_each_other_leave_nothing_to_reach() -> None:
+    given = [[1, 5], [5, 1], [2, 4], [4, 2]]
+    rows = [_row(number, 3.0 + number / 4, one) for number, one in enumerate(given)]
+    found = table({"any": Agreement({"overall": np.arange(4.0)}, {}, None)}, rows, 0, 100)
+    ceiling = find(found, CEILING, "overall", "PLCC")
+    assert ceiling and ceiling.value == 0
+
+
 def _row(number: int, mean: float, given: list[int]) -> RichFeedback:
     names: tuple[str, ...] = SCORES
     maps: tuple[str, ...] = HEATMAPS

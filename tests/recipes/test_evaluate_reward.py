@@ -9,7 +9,7 @@ from PIL import Image
 
 from recipes.cli import main
 from rewards.rahf.network import SCORES
-from tests.recipes.own_magenta import CRITIC
+from tests.recipes.own_magenta import CRITIC, MAGENTA
 from tests.recipes.own_red import REWARD
 
 
@@ -19,9 +19,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     generator, lines = np.random.default_rng(0), list[str]()
     (tmp_path / "mine").mkdir()
     for number in range(6):
-        Image.fromarray(generator.integers(0, 200, (12, 16, 3), np.uint8)).save(tmp_path / f"mine/{number}.png")
+        pixels = generator.integers(0, 200, (12, 16, 3), np.uint8)
+        pixels[4:7, 4:7] = MAGENTA
+        Image.fromarray(pixels).save(tmp_path / f"mine/{number}.png")
         remarks = [
-            {"scores": dict(zip(SCORES, generator.integers(1, 6, 4).tolist(), strict=True)), "implausible": [[5, 5]]}
+            {
+                "scores": dict(zip(SCORES, generator.integers(1, 6, 4).tolist(), strict=True)),
+                "implausible": [[5.5, 5.5]],
+            }
             for _ in range(2 if number else 1)
         ]
         row = {"file_name": f"{number}.png", "text": f"a cat {number // 2}", "remarks": remarks}
