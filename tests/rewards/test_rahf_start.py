@@ -91,7 +91,7 @@ def test_towers_that_would_be_computed_otherwise_are_refused(
     AutoConfig.from_pretrained(towers[tower], **change).save_pretrained(tmp_path)
     given[tower] = str(tmp_path)
     with pytest.raises(ValueError, match=fault):
-        sizes_of(*given, CHOSEN)
+        sizes_of(given[0], given[1], CHOSEN)
 
 
 def test_positions_are_resampled_as_a_picture_and_cls_stays() -> None:
