@@ -173,18 +173,26 @@ def _captioned(path: Path, number: int, line: str) -> CaptionedFile:
 
 
 def read_image(path: Path, side: int) -> Float[Tensor, "3 side side"]:
-    """An image file in [0, 1], scaled and cropped around its centre to a square.
+    """An image file in [0, 1], upright, transparency on white, scaled and cropped around its centre to a square.
 
     Raises:
         ValueError: It is missing, or no image.
     """
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            upright = _on_white(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError) as error:
         raise ValueError(f"The image {path} is missing or damaged ({error}). Restore it, or make it again.") from error
     square = upright if upright.size == (side, side) else ImageOps.fit(upright, (side, side), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """As RGB: what is under transparency is not seen, and scores are of what is."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 def _write_shards(

@@ -34,7 +34,7 @@ OUT, PACKAGES = Path("runs/results/rahf"), ("torch", "transformers", "diffusers"
 
 def main(rewards: Sequence[str] = REWARDS, page: Path = PAGE, built: Path = BUILT) -> None:
     """Judge the first reward and the others, and put the tables between the page's markers."""
-    config = EvaluateRewardConfig(rewards=[*rewards], data="sandbox-test", output_dir=OUT)
+    config = EvaluateRewardConfig(rewards=[*rewards], data="sandbox-test", split="test", output_dir=OUT)
     check_place(OUT)
     threads, device = set_threads(), pick_device(config.device)
     data, split = resolve_data(config.data)

@@ -34,10 +34,11 @@ def page(
 ) -> AgreementReport:
     """The page about the first reward, with the numbers of all."""
     named = [(score, column) for score in SCORES if (column := agreement.column(score)) is not None]
-    headline = next(one for one in found if one.reward == name and one.metric == "PLCC")
+    mine = [one for one in found if one.reward == name]
+    headline = next((one for one in mine if one.metric == "PLCC"), mine[0])
     return AgreementReport(
         reward=name,
-        headline=(headline.estimate.value, f"PLCC with people's {headline.target}"),
+        headline=(headline.estimate.value, f"{headline.metric} with people's {headline.target}"),
         data=config.data,
         images=len(rows),
         prompts=len({row.prompt for row in rows}),
@@ -87,7 +88,7 @@ def _picture(
     shown = _Shown(reward, row, config.device)
     views: dict[str, Draw] = {"image": lambda: shown.image}
     if isinstance(reward, Critic):
-        for name in HEATMAPS:
+        for name in [name for name in HEATMAPS if name in reward.heatmaps]:
             views[f"{name}: people"] = lambda name=name: shown.under(row.heatmaps[name]())
             views[f"{name}: predicted"] = lambda name=name: shown.under(shown.critique.heatmaps[name][0].cpu())
     scores = [

@@ -1,5 +1,6 @@
 """How far rewards agree with people, with intervals over prompts, as numbers."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -121,7 +122,7 @@ def _gap(ours: Column, theirs: Column, true: Column) -> float:
 
 def _of_people(rows: Sequence[RichFeedback], seed: int, resamples: int) -> list[Agreed]:
     """Where the data set says what each gave: how far people agree among themselves, and what that leaves to reach."""
-    rated = [row for row in rows if len(row.ratings) == len(rows[0].ratings) > 1]
+    rated = _rated_alike(rows)
     if len({row.prompt for row in rated}) < 2:
         return []
     interval = _interval(rated, seed, resamples)
@@ -131,6 +132,13 @@ def _of_people(rows: Sequence[RichFeedback], seed: int, resamples: int) -> list[
         for who, statistic in ((ONE_PERSON, _one_against_others), (CEILING, _ceiling))
         for name, values in given.items()
     ]
+
+
+def _rated_alike(rows: Sequence[RichFeedback]) -> list[RichFeedback]:
+    """The rows with as many raters as most have that have several; of equally many rows, those with more raters."""
+    counts = Counter(len(row.ratings) for row in rows if len(row.ratings) > 1)
+    usual = max(counts, key=lambda count: (counts[count], count), default=0)
+    return [row for row in rows if usual and len(row.ratings) == usual]
 
 
 def _one_against_others(ratings: Float[np.ndarray, "n person"]) -> float:
@@ -148,4 +156,5 @@ def _ceiling(ratings: Float[np.ndarray, "n person"]) -> float:
     """
     count = ratings.shape[1]
     r = np.mean([plcc(ratings[:, one], ratings[:, other]) for one, other in combinations(range(count), 2)])
-    return float(np.sqrt(np.clip(count * r / (1 + (count - 1) * r), 0, None)))
+    r = np.clip(r, 0, None)  # people who contradict each other leave nothing to reach, and below 0 there is a pole
+    return float(np.sqrt(count * r / (1 + (count - 1) * r)))

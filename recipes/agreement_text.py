@@ -1,6 +1,6 @@
 """How far rewards agree with people, to read: tables in Markdown, which a terminal shows as well."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from align.evaluate import Estimate
 from align.report.templates import number
@@ -50,7 +50,14 @@ def find(found: Sequence[Agreed], reward: str, target: str, metric: str) -> Esti
 
 def _table(title: str, found: Sequence[Agreed], rewards: Sequence[str], targets: Sequence[str], metric: str) -> Titled:
     rows = [(name, [show(find(found, name, target, metric)) for target in targets]) for name in rewards]
-    return _lines(title, targets, rows)
+    counts, total = {one.reward: one.n for one in found}, max((one.n for one in found), default=0)
+    notes = {name: note + _part(counts[name], total) for name, note in NOTES.items() if name in counts}
+    return _lines(title, targets, rows, notes)
+
+
+def _part(n: int, total: int) -> str:
+    """On which images a number rests, where it is not all."""
+    return "" if n == total else f" (on {n:,} of {total:,} images, all with the same number of annotators)"
 
 
 def _map_table(found: Sequence[Agreed], rewards: Sequence[str], name: str) -> Titled:
@@ -76,10 +83,12 @@ def _above_table(found: Sequence[Agreed]) -> Titled:
     return _lines(f"PLCC of {names[0][0]} above that of" if names else "", SCORES, rows)
 
 
-def _lines(title: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> Titled:
-    """Rows that have something to say, under a title."""
+def _lines(
+    title: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], notes: Mapping[str, str] = NOTES
+) -> Titled:
+    """Rows that have something to say, under a title, with the notes on those of these names."""
     told = [row for row in rows if any(cell != NONE for cell in row[1])]
-    return title, columns, told, " ".join(f"{name}: {NOTES[name]}." for name, _ in told if name in NOTES)
+    return title, columns, told, " ".join(f"{name}: {notes[name]}." for name, _ in told if name in notes)
 
 
 def _markdown(title: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], note: str) -> str:

@@ -1,13 +1,13 @@
 """`align data check`: what a set of rich feedback holds, and every row of it that is bad."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from cyclopts import App
 
 from recipes.sandbox_feedback import resolve_data
 from rewards.datasets.rich import list_splits, read_rich_feedback
-from rewards.datasets.rich_feedback import Problem
+from rewards.datasets.rich_feedback import Problem, RichFeedback
 from rewards.datasets.richhf import MAX_MISSING
 from rewards.datasets.statistics import RichStatistics, rich_statistics
 
@@ -36,19 +36,33 @@ def check_data(path: Path, /, *, split: str | None = None, max_missing: float = 
     chosen = split or named
     bad = sum(_check(folder, name, max_missing) for name in ([chosen] if chosen else list_splits(folder)))
     if bad:
-        raise ValueError(f"{bad:,} rows are bad and are left out by training and evaluation; they are named above.")
+        raise ValueError(
+            f"{bad:,} rows are bad; they are named above. Training and evaluation leave them out, or stop at an image "
+            "that cannot be decoded. Mend or remove them."
+        )
 
 
 def _check(folder: Path, split: str, max_missing: float) -> int:
     """Print all about one split; the number of its bad rows."""
     problems = list[Problem]()
-    rows = list(read_rich_feedback(folder, split, problems, max_missing))
+    rows = list(_decoded(read_rich_feedback(folder, split, problems, max_missing), problems))
     print(f"{split}: {len(rows):,} good rows, {len(problems):,} bad")
     if rows:
         print("\n".join(tell(rich_statistics(rows))))
     for problem in problems:
         print(f"  bad: {problem.row}: {problem.fault}")
     return len(problems)
+
+
+def _decoded(rows: Iterable[RichFeedback], problems: list[Problem]) -> Iterator[RichFeedback]:
+    """The rows whose images can be decoded, which the readers leave to the training."""
+    for row in rows:
+        try:
+            row.image()
+        except ValueError as error:
+            problems.append(Problem(row.image_id, str(error).removeprefix(f"{row.image_id}: ")))
+        else:
+            yield row
 
 
 def tell(found: RichStatistics) -> list[str]:

@@ -27,7 +27,7 @@ from recipes.reward_names import announce
 from recipes.rich_rows import read_rows
 from recipes.sandbox_feedback import resolve_data
 from recipes.settings import as_yaml
-from rewards.agreement import Agreement, judge
+from rewards.agreement import Agreement, check_comparable, judge
 from rewards.base import Reward
 from rewards.datasets.rich_feedback import Problem, RichFeedback
 from rewards.load import load_reward
@@ -46,12 +46,13 @@ def main(config: EvaluateRewardConfig, *, dry_run: bool = False) -> None:
     set_threads()
     with redirect_stdout(sys.stderr if config.format == "json" else sys.stdout):
         data, split = resolve_data(config.data)
-        rows, problems = read_rows(data, config.split or split or "test", config.max_missing)
+        chosen = config.split or split or "test"
+        rows, problems = read_rows(data, chosen, config.max_missing)
         names = resolve_rewards(config.rewards, config.data, config.device)
         announce([*names.values()])
         device = pick_device(config.device)
         rewards = {name: load_reward(spec, device) for name, spec in names.items()}
-    found = run(config, rewards, rows, problems)
+    found = run(config.model_copy(update={"split": chosen}), rewards, rows, problems)
     print(json.dumps(found, indent=2, allow_nan=False) if config.format == "json" else as_text(config, found))
 
 
@@ -63,6 +64,8 @@ def run(
 ) -> dict[str, Any]:
     """Judge rows by built rewards, write all files, and return what `result.json` holds."""
     out = config.output_dir
+    for name, reward in rewards.items():
+        check_comparable(name, reward)
     with Log(out) as log:
         agreements = {name: _judged(config, name, reward, rows, log) for name, reward in rewards.items()}
     found = table(agreements, rows, config.seed, config.resamples)

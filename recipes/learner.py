@@ -113,8 +113,11 @@ def _start(settings: NetworkSettings) -> tuple[RahfNetwork, Tokenizer]:
 def _chosen(settings: NetworkSettings, config: RahfConfig) -> RahfConfig:
     """A configuration with what the settings say."""
     sizes = _given(settings, "image_size", "heatmap_widths", "score_widths", "score_hidden")
-    form = {} if settings.form is None else {"prompted": settings.form == "augmented-prompt"}
-    return replace(config, **sizes, **form)
+    if settings.form is None:
+        return replace(config, **sizes)
+    prompted = settings.form == "augmented-prompt"
+    # what a score would read takes all maps in one pass, and a prompted network draws one at a time
+    return replace(config, **sizes, prompted=prompted, scores_read_rest=config.scores_read_rest and not prompted)
 
 
 def _given(settings: NetworkSettings, *names: str) -> dict[str, Any]:

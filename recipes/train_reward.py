@@ -14,7 +14,7 @@ Departures from the paper:
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ from align.state import atomic_path
 from align.train import Batches, Loss, TrainSettings, Validation, check_launch, train
 from recipes.configs.train_reward import TrainRewardConfig
 from recipes.configuration import launch
-from recipes.image_sources import read_folder
 from recipes.learner import Learner, make_learner
 from recipes.learner_watch import BEST, best_step, watch
+from recipes.photos import read_captioned, read_photos
 from recipes.rich_rows import read_rows
 from recipes.run_folder import run_folder
 from recipes.sandbox_feedback import resolve_data
@@ -39,7 +39,6 @@ from recipes.settings import as_yaml
 from rewards.cards import FOLDER_CARD
 from rewards.datasets.rich_feedback import RichFeedback
 from rewards.hub import sha256
-from rewards.image_file import read_image
 from rewards.training.feedback import FeedbackBatches, Photo, collate, example
 from rewards.training.rahf import RahfBatch
 from rewards.weights import WEIGHTS
@@ -74,14 +73,14 @@ def run(
 ) -> None:
     """Both stages, and what comes of them, on built objects."""
     trackers, settings = sorted(set(config.report_to) - {"none"}), config.model_dump(mode="json")
+    stage = partial(_stage, config, learner, accelerator)
+    photos, negatives = read_captioned(config.captions.train_data_dir), read_photos(config.negatives.train_data_dir)
+    if photos and learner.captioning:
+        batches, place = _batches(config, learner, [], photos, 1.0), folder / "captions"
+        # a run of its own in the trackers: its steps count from 1, as do those of the second stage
+        with Log(place, trackers, f"{folder.name}-captions", settings, accelerator.is_main_process) as log:
+            stage(batches, learner.captioning, config.captions.max_train_steps, place, log, None)
     with Log(folder, trackers, folder.name, settings, accelerator.is_main_process) as log:
-        stage = partial(_stage, config, learner, accelerator)
-        photos = read_photos(config.captions.train_data_dir)
-        if photos and learner.captioning:
-            batches, place = _batches(config, learner, [], photos, 1.0), folder / "captions"
-            own = Log(place, is_main=accelerator.is_main_process)
-            stage(batches, learner.captioning, config.captions.max_train_steps, place, own, None)
-        negatives = read_photos(config.negatives.train_data_dir)
         batches = _batches(config, learner, rows, negatives, config.negatives.proportion)
         size = config.train.train_batch_size
         look = watch(learner, dev, folder, config.train.validation_steps, size, log, accelerator)
@@ -98,20 +97,6 @@ def plan(config: TrainRewardConfig) -> str:
     images = batch * config.train.gradient_accumulation_steps
     first = f"{config.captions.max_train_steps:,} steps on captions, then " if config.captions.train_data_dir else ""
     return f"plan: {first}{steps:,} steps of {images:,} images a process, into {config.output_dir / 'reward'}"
-
-
-def read_photos(folder: Path | None) -> list[Photo]:
-    """The pictures of a folder, with the captions that stand beside them; none of None.
-
-    Raises:
-        ValueError: A folder without pictures.
-    """
-    if folder is None:
-        return []
-    found = [Photo(partial(_decode, one.read), one.text or "") for one in read_folder(folder)]
-    if not found:
-        raise ValueError(f"{folder} holds no pictures. Give a folder with some, or leave it out.")
-    return found
 
 
 def publish(
@@ -183,10 +168,6 @@ def _stage(
     device = accelerator.device
     with Ahead(batches, config.train.dataloader_num_workers, accelerator.num_processes) as ahead:
         train(learner.network, lambda n: ahead(n).to(device), loss, settings, folder, log, accelerator, look)
-
-
-def _decode(read: Callable[[], bytes]) -> Any:
-    return read_image(read())
 
 
 if __name__ == "__main__":

@@ -38,6 +38,17 @@ class Agreement:
         return self.scores.get(name, only)
 
 
+def check_comparable(name: str, reward: Reward) -> None:
+    """Refuse, with a ValueError, a reward of which nothing can be compared with what people say."""
+    has_score = len(reward.dimensions) == 1 or bool({*SCORES} & {*reward.dimensions})
+    if has_score or (isinstance(reward, Critic) and (reward.judges_words or {*HEATMAPS} & {*reward.heatmaps})):
+        return
+    raise ValueError(
+        f"{name} has the dimensions {', '.join(reward.dimensions)}; people gave {', '.join(SCORES)}, and none of them "
+        f"is one of these. Name one dimension, such as {name}.{reward.dimensions[0]}: it is compared with all four."
+    )
+
+
 @torch.no_grad()
 def judge(
     reward: Reward,

@@ -134,6 +134,14 @@ class TrainSettings(Settings):
         return self
 
 
+UNUSED_BY_RESNET = {
+    "network": ("form", "weights", "score_widths", "score_hidden"),
+    "loss": ("words",),
+    "train": ("gradient_checkpointing",),
+}
+"""It has one form, one dense layer for each score, and writes nothing."""
+
+
 class TrainRewardConfig(Settings):
     """Train a critic on what people said of images: scores, what is wrong where, and which words are missed."""
 
@@ -175,6 +183,17 @@ class TrainRewardConfig(Settings):
             raise ValueError("'network' must say where a rahf starts: at a rahf, or at a vit and a t5.")
         if self.reward == "resnet50" and (has_start or self.captions.train_data_dir):
             raise ValueError("A resnet50 has no towers and reads no captions; leave out rahf, vit, t5 and captions.")
+        if self.reward == "resnet50" and (unused := self._unused()):
+            raise ValueError(f"A resnet50 has no use for {', '.join(unused)}; leave them at their defaults.")
         if "none" in self.report_to and len(self.report_to) > 1:
             raise ValueError(f"'report_to' names both none and others ({' '.join(self.report_to)}); drop none.")
         return self
+
+    def _unused(self) -> list[str]:
+        """What a resnet50 has no use for and is not at its default; a resolved file gives everything."""
+        return [
+            f"{group}.{name}"
+            for group, names in UNUSED_BY_RESNET.items()
+            for name in names
+            if getattr(getattr(self, group), name) != getattr(type(self).model_fields[group].default, name)
+        ]

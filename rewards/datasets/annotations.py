@@ -13,6 +13,7 @@ of the people who marked a pixel, scores (s - 1) / 4 in the mean, and a word is 
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ RADIUS = 1 / 20
 
 POINTS: Mapping[str, str] = dict(zip(HEATMAPS, ("implausible", "misaligned"), strict=True))
 """Where a remark has the points of each map."""
+
+KEYS = ("scores", *POINTS.values(), "misaligned_words")
+"""All that a remark may have."""
 
 
 def read_annotations(folder: Path, split: str, problems: list[Problem]) -> Iterator[RichFeedback]:
@@ -62,6 +66,7 @@ def _row(line: str, folder: Path) -> RichFeedback:
     try:
         image = _inside(folder, name)
         width, height = _size(image)
+        _check_keys(remarks)
         words = tuple(split_words(text))
         ratings = tuple({score: _rating(remark, score) for score in SCORES} for remark in remarks)
         clicked = [_clicked(remark, len(words)) for remark in remarks]
@@ -111,6 +116,14 @@ def _size(path: Path) -> tuple[int, int]:
             return (image.height, image.width) if turned else (image.width, image.height)
     except BAD as error:
         raise ValueError(f"its image cannot be read ({error}).") from error
+
+
+def _check_keys(remarks: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse keys that nobody reads: a misspelt one would leave its labels empty."""
+    for key in (key for remark in remarks for key in remark if key not in KEYS):
+        near = get_close_matches(key, KEYS, n=1)
+        hint = f"Did you mean '{near[0]}'?" if near else "Leave it out."
+        raise ValueError(f"a remark has the key '{key}'; it may have {', '.join(KEYS)}. {hint}")
 
 
 def _rating(remark: Mapping[str, Any], name: str) -> int:

@@ -2,7 +2,8 @@
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -61,6 +62,8 @@ def check(row: RichFeedback) -> None:
 def checked(rows: Iterable[tuple[str, Callable[[], RichFeedback]]], problems: list[Problem]) -> Iterator[RichFeedback]:
     """The good rows, one at a time; the others are added to `problems`, and so is an image that comes again.
 
+    Images are not decoded here; where one cannot be later, the ValueError names it.
+
     Arguments:
         rows: A name for each row, and what makes it or raises a ValueError.
         problems: Grows as the rows are taken.
@@ -76,7 +79,7 @@ def checked(rows: Iterable[tuple[str, Callable[[], RichFeedback]]], problems: li
             problems.append(Problem(name, str(error)))
         else:
             seen.add(row.image_id)
-            yield row
+            yield replace(row, image=partial(_named, row.image_id, row.image))
 
 
 def decode_map(content: bytes) -> Float[Tensor, "h w"]:
@@ -90,6 +93,13 @@ def decode_map(content: bytes) -> Float[Tensor, "h w"]:
             return torch.from_numpy(np.asarray(image.convert("L")).copy()).float() / 255
     except BAD as error:
         raise ValueError(f"a heatmap cannot be decoded as PNG or JPEG ({error}).") from error
+
+
+def _named(image_id: str, decode: Callable[[], Float[Tensor, "3 _ _"]]) -> Float[Tensor, "3 _ _"]:
+    try:
+        return decode()
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{image_id}: its image cannot be decoded. {error}") from error
 
 
 def _faults(row: RichFeedback) -> Iterator[str]:

@@ -103,7 +103,10 @@ def _stored(rows: Dataset, number: int) -> Any:
 
 
 def _image(rows: Dataset, number: int) -> Float[Tensor, "3 _ _"]:
-    return read_image(_stored(rows, number))
+    stored = _stored(rows, number)
+    if not isinstance(stored, bytes):
+        raise ValueError(f"The column {IMAGE} holds {type(stored).__name__}; it must hold the bytes of an image file.")
+    return read_image(stored)
 
 
 def _map(rows: Dataset, number: int) -> Float[Tensor, "_ _"]:

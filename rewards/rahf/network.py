@@ -34,7 +34,7 @@ ANY = "any"
 """The name of the only head of its kind, in a network that is told by the prompt what to predict."""
 
 PAD, END = 0, 1
-NORM_EPS = 1e-6
+NORM_EPS, VIT_NORM_EPS = 1e-6, 1e-12
 TIED = {f"t5.{name}.weight": "t5.shared.weight" for name in ("encoder.embed_tokens", "decoder.embed_tokens", "lm_head")}
 """T5 has one table of tokens; these are its other names."""
 
@@ -225,7 +225,7 @@ def _vit_config(config: RahfConfig) -> ViTConfig:
         num_hidden_layers=config.vision_layers,
         num_attention_heads=config.vision_heads,
         intermediate_size=config.vision_hidden,
-        layer_norm_eps=1e-12,
+        layer_norm_eps=VIT_NORM_EPS,
         # The other implementation computes its softmax in float32.
         attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
     )

@@ -1,7 +1,9 @@
 """A RAHF to train: of a trained one, or of any ViT and T5 (arXiv 2312.10240 starts from both, pre-trained)."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from math import isqrt, log2
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,9 +14,22 @@ from transformers import AutoConfig, AutoTokenizer, T5ForConditionalGeneration, 
 
 from rewards.rahf.config import RahfConfig
 from rewards.rahf.critic import Rahf
-from rewards.rahf.network import RahfNetwork
+from rewards.rahf.network import NORM_EPS, VIT_NORM_EPS, RahfNetwork
 
 HEADS = ("score_heads.", "heatmap_heads.", "readouts.")
+
+FIXED: Mapping[str, Mapping[str, Any]] = {
+    "vit": {"num_channels": 3, "hidden_act": "gelu", "layer_norm_eps": VIT_NORM_EPS, "qkv_bias": True},
+    "t5": {
+        "feed_forward_proj": "relu",
+        "tie_word_embeddings": True,
+        "layer_norm_epsilon": NORM_EPS,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+    },
+}
+"""How RAHF computes its towers, whatever their sizes."""
+EXAMPLES = {"vit": "google/vit-base-patch16-224", "t5": "google-t5/t5-base"}
 
 
 def of_towers(vit: str, t5: str, chosen: RahfConfig) -> tuple[RahfNetwork, Tokenizer]:
@@ -22,7 +37,8 @@ def of_towers(vit: str, t5: str, chosen: RahfConfig) -> tuple[RahfNetwork, Token
 
     Arguments:
         vit: Folder or repository of a `ViTModel`; its table of positions is resampled (bicubic) to another image size.
-        t5: Folder or repository of a T5 of the first version (with ReLU, and one table of tokens), with its tokenizer.
+        t5: Folder or repository of a T5 of the first version (with ReLU, and one table of tokens), with its tokenizer;
+            encoder and decoder have equally many layers.
         chosen: Image size, form and heads; what the towers decide is taken from them.
 
     Raises:
@@ -66,14 +82,9 @@ def sizes_of(vit: str, t5: str, chosen: RahfConfig) -> RahfConfig:
         ValueError: See `of_towers`.
     """
     vision, text = AutoConfig.from_pretrained(vit), AutoConfig.from_pretrained(t5)
-    for path, config, kind in ((vit, vision, "vit"), (t5, text, "t5")):
-        if config.model_type != kind:
-            raise ValueError(f"{path} is a {config.model_type}; RAHF is made of a {kind}. Give one.")
-    if text.feed_forward_proj != "relu" or not text.tie_word_embeddings:
-        raise ValueError(
-            f"{t5} has {text.feed_forward_proj} layers; RAHF is made of a T5 of the first version, with ReLU and one "
-            "table of tokens, such as google-t5/t5-base."
-        )
+    _check_tower(vit, vision, "vit", FIXED["vit"])
+    _check_tower(t5, text, "t5", FIXED["t5"])
+    _check_tower(t5, text, "t5", {"num_decoder_layers": text.num_layers})
     config = replace(
         chosen,
         patch_size=vision.patch_size,
@@ -90,6 +101,16 @@ def sizes_of(vit: str, t5: str, chosen: RahfConfig) -> RahfConfig:
     )
     check_sizes(config)
     return config
+
+
+def _check_tower(path: str, config: Any, kind: str, needed: Mapping[str, Any]) -> None:
+    """Refuse, with a ValueError, a tower that RAHF could not hold, or would compute otherwise than it was trained."""
+    if config.model_type != kind:
+        raise ValueError(f"{path} is a {config.model_type}; RAHF is made of a {kind}. Give one.")
+    others = {name: getattr(config, name) for name, value in needed.items() if getattr(config, name) != value}
+    if others:
+        came, wanted = (", ".join(f"{name} {of[name]}" for name in others) for of in (others, needed))
+        raise ValueError(f"{path} has {came}; RAHF needs {wanted}. Give another {kind}, such as {EXAMPLES[kind]}.")
 
 
 def check_sizes(config: RahfConfig) -> None:

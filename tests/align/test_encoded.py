@@ -22,6 +22,7 @@ from align.generate import generate
 from align.log import Log
 from align.model import Sampling, TextToImage
 from align.samples import SampleStore
+from rewards import image_file
 
 PROMPTS = ["a cat", "two dogs", "a red house"]
 
@@ -106,6 +107,17 @@ def test_an_upright_image_of_a_camera_is_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turn clockwise by a quarter to look at it
     image.save(tmp_path / "a.png", exif=exif)
     assert read_image(tmp_path / "a.png", 16)[:, :, -4:].mean() == 1
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_white_as_where_images_are_scored(mode: str, tmp_path: Path) -> None:
+    image, exif = Image.new("RGBA", (16, 16), (200, 100, 50, 255)), Image.Exif()
+    image.paste((0, 255, 0, 0), (0, 0, 16, 4))  # a colour that nobody sees
+    exif[0x0112] = 6
+    (image.quantize() if mode == "P" else image.convert(mode)).save(tmp_path / "a.png", exif=exif)
+    pixels = read_image(tmp_path / "a.png", 16)
+    assert pixels[:, :, -4:].min() == 1 and pixels[:, :, :-4].max() < 0.9
+    assert torch.equal(pixels, image_file.read_image(tmp_path / "a.png"))
 
 
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:

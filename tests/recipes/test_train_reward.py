@@ -5,20 +5,28 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
+from align.train import Loss
 from recipes import train_reward
+from recipes.baselines import PRESET, preset
 from recipes.cli import main
+from recipes.configs.train_reward import TrainRewardConfig
 from recipes.learner import Learner
 from rewards.datasets.rich import read_rich_feedback
 from rewards.load import load_reward
 from rewards.rahf.network import HEATMAPS, SCORES
-from tests.recipes.feedback_files import save_start
+from rewards.training.rahf import RahfBatch
+from tests.align.test_trackers import scalars
+from tests.recipes.feedback_files import save_start, write_photos
 from tests.rewards.datasets.written import Row, make_rows, write_richhf
 
 STEPS = ("--train.max_train_steps", "6", "--train.checkpointing_steps", "2", "--train.validation_steps", "3")
@@ -60,25 +68,32 @@ def _train(data: Path, out: Path, *more: str) -> int:
     return main(["train-reward", *more, *place, *SMALL])
 
 
+def _stopped_at(step: int, loss: Loss[RahfBatch]) -> Loss[RahfBatch]:
+    """A loss that is interrupted when it is asked for that step, of one batch each."""
+    calls = list[int]()
+
+    def stopped(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == step:
+            raise KeyboardInterrupt
+        return loss(*arguments)
+
+    return stopped
+
+
 def test_a_stopped_training_ends_with_the_same_bits_and_is_loaded_and_judged(
     data: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("rahf", "--network.rahf", str(start), "--captions.train_data_dir", str(data / "images"))
+    photos = write_photos(tmp_path / "photos")
+    options = ("rahf", "--network.rahf", str(start), "--captions.train_data_dir", str(photos))
     options += ("--captions.max_train_steps", "2", "--negatives.train_data_dir", str(data / "images"))
     options += ("--negatives.proportion", "0.2")
     assert _train(data, tmp_path / "whole", *options) == 0
     made = train_reward.make_learner
 
     def failing(*given: object) -> Learner:
-        learner, calls = made(*given), list[int]()  # pyright: ignore[reportArgumentType]
-
-        def loss(*arguments: object) -> torch.Tensor:
-            calls.append(1)
-            if len(calls) == 4:
-                raise KeyboardInterrupt
-            return learner.loss(*arguments)  # pyright: ignore[reportArgumentType]
-
-        return replace(learner, loss=loss)
+        learner = made(*given)  # pyright: ignore[reportArgumentType]
+        return replace(learner, loss=_stopped_at(4, learner.loss))
 
     with monkeypatch.context() as patch:
         patch.setattr(train_reward, "make_learner", failing)
@@ -125,6 +140,20 @@ def test_scores_that_read_the_rest_are_fitted_to_all_images_at_the_end(data: Pat
     assert errors[1] < errors[0]
 
 
+@pytest.mark.parametrize("weights", ["towers", "none"])
+def test_of_scores_that_read_the_rest_an_augmented_prompt_keeps_the_towers(
+    weights: str, data: Path, tmp_path: Path
+) -> None:
+    """As `--config rahf_sandbox --network.form augmented-prompt` asks for."""
+    start = save_start(tmp_path / "start", scores_read_rest=True)
+    form = ("--network.weights", weights, "--network.form", "augmented-prompt")
+    assert _train(data, tmp_path / "out", "rahf", "--network.rahf", str(start), *form) == 0
+    config = json.loads((tmp_path / "out/reward/config.json").read_text())
+    assert config["prompted"] and not config["scores_read_rest"]
+    critic = load_reward(str(tmp_path / "out/reward"), torch.device("cpu"))
+    assert critic(torch.rand(2, 3, 32, 32), ["a", "b"]).shape == (2, 4)
+
+
 def test_a_resnet_is_trained_on_the_same_data(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from recipes import learner
     from rewards.resnet import ResnetConfig
@@ -166,6 +195,10 @@ def test_check_tells_of_good_rows_and_names_bad_ones(
         (("rahf", "--network.vit", "a"), "both a vit and a t5"),
         (("resnet50", "--network.rahf", "x"), "has no towers"),
         (("rahf", "--network.rahf", "sandbox-clip"), "which is no RAHF"),
+        (("resnet50", "--network.form", "multi-head", "--loss.words", "0"), "no use for network.form, loss.words;"),
+        (("resnet50", "--network.weights", "towers"), "no use for network.weights;"),
+        (("resnet50", "--network.score_widths", "4", "--network.score_hidden", "4"), "score_widths, network.score_hid"),
+        (("resnet50", "--train.gradient_checkpointing"), "no use for train.gradient_checkpointing;"),
         (("resnet50", "--negatives.proportion", "0.5"), "give both, a folder and a share"),
         (("resnet50", "--train_split", "nothing", "--network.image_size", "32"), "nothing.tfrecord does not exist"),
     ],
@@ -176,6 +209,71 @@ def test_mistakes_are_a_line(
     assert _train(data, tmp_path / "out", *options) == 1
     error = capsys.readouterr().err
     assert fault in error and "Traceback" not in error
+
+
+def test_a_resolved_resnet_is_read_back() -> None:
+    """It names every setting, also those that a resnet50 has no use for."""
+    config = preset(PRESET, "cpu")
+    assert TrainRewardConfig(**config.model_dump()) == config
+
+
+def test_damaged_pictures_are_named(start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = make_rows(3)
+    write_richhf(tmp_path / "data", rows)
+    assert _joined(tmp_path / "data", "train") == 3
+    picture = tmp_path / "data/images" / f"{rows[1].uid}.jpg"
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[: len(whole) // 2])
+    assert main(["data", "check", str(tmp_path / "data"), "--split", "train"]) == 1
+    out = capsys.readouterr().out
+    assert "2 good rows, 1 bad" in out and f"bad: {rows[1].uid}: its image cannot be decoded" in out
+    options = ("rahf", "--network.rahf", str(start), "--dev_split", "null")
+    assert _train(tmp_path / "data", tmp_path / "out", *options) == 1
+    assert f"error: {rows[1].uid}: its image cannot be decoded" in capsys.readouterr().err
+    picture.write_bytes(whole)
+    photos = write_photos(tmp_path / "photos")
+    for photo in photos.glob("*.png"):
+        photo.write_bytes(photo.read_bytes()[:100])
+    for stage in (("captions",), ("negatives", "--negatives.proportion", "0.9")):
+        given = (f"--{stage[0]}.train_data_dir", str(photos), *stage[1:])
+        assert _train(tmp_path / "data", tmp_path / stage[0], *options, *given) == 1
+        assert ".png: the picture cannot be decoded" in capsys.readouterr().err
+
+
+def test_captions_must_be_there(data: Path, start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = write_photos(tmp_path / "photos")
+    lines = (photos / "metadata.jsonl").read_text().splitlines()
+    (photos / "metadata.jsonl").write_text(lines[0] + "\n" + json.dumps({"file_name": "1.png", "text": " "}) + "\n")
+    options = ("rahf", "--network.rahf", str(start), "--captions.train_data_dir", str(photos))
+    assert _train(data, tmp_path / "out", *options) == 1
+    assert f"2 of 3 pictures in {photos} have no caption, such as {photos / '1.png'};" in capsys.readouterr().err
+
+
+def test_the_stage_of_captions_has_a_curve_of_its_own(
+    data: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step once, also where the stage was stopped between two checkpoints; both stages count from 1."""
+    options = ("rahf", "--network.rahf", str(start), "--dev_split", "null", "--report_to", "tensorboard")
+    options += ("--captions.train_data_dir", str(write_photos(tmp_path / "photos")), "--captions.max_train_steps", "5")
+    made, seconds = train_reward.make_learner, count(1_700_000_000)
+    clock = SimpleNamespace(time=lambda: float(next(seconds)))  # event files are read by the second they were opened in
+    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time", clock)
+
+    def failing(*given: object) -> Learner:
+        learner = made(*given)  # pyright: ignore[reportArgumentType]
+        assert learner.captioning is not None
+        return replace(learner, captioning=_stopped_at(4, learner.captioning))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_reward, "make_learner", failing)
+        assert _train(data, tmp_path / "out", *options) == 130
+    assert not (tmp_path / "out/tensorboard").exists()
+    assert _train(data, tmp_path / "out", *options) == 0
+    captions = scalars(tmp_path / "out/captions", "train", "loss")
+    assert [step for step, _ in captions] == [1, 2, 3, 4, 5]
+    assert [step for step, _ in scalars(tmp_path / "out", "train", "loss")] == [1, 2, 3, 4, 5, 6]
+    recorded = [json.loads(line) for line in (tmp_path / "out/captions/metrics.jsonl").read_text().splitlines()]
+    assert [value for _, value in captions] == pytest.approx([row["loss"] for row in recorded], rel=1e-6)
 
 
 def test_resnet50_by_its_name_is_of_the_sandbox_only(

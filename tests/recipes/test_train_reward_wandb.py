@@ -1,4 +1,4 @@
-"""A critic's training mirrored to W&B, offline: its curves, its pictures with their captions, and what it made."""
+"""A critic's training mirrored to W&B, offline: both stages' curves, its pictures with captions, and what it made."""
 
 import os
 import subprocess
@@ -8,13 +8,14 @@ from pathlib import Path
 from PIL import Image
 
 from tests.align.test_trackers import history, wandb_records
-from tests.recipes.feedback_files import save_start, write_unjoined
+from tests.recipes.feedback_files import save_start, write_photos, write_unjoined
 
 SETTINGS = {
     "train.max_train_steps": 2,
     "train.validation_steps": 2,
     "train.train_batch_size": 2,
     "train.lr_warmup_steps": 1,
+    "captions.max_train_steps": 3,
     "report_to": "wandb",
     "device": "cpu",
 }
@@ -22,12 +23,17 @@ SETTINGS = {
 
 def test_offline_wandb_has_curves_pictures_and_the_reward(tmp_path: Path) -> None:
     data, start, out = write_unjoined(tmp_path / "data"), save_start(tmp_path / "start"), tmp_path / "an output"
-    settings = SETTINGS | {"data": data, "network.rahf": start, "output_dir": out}
+    photos = write_photos(tmp_path / "photos")
+    settings = SETTINGS | {"data": data, "network.rahf": start, "output_dir": out, "captions.train_data_dir": photos}
     options = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     command = [sys.executable, "-m", "recipes.cli", "train-reward", "rahf", *options]
     environment = os.environ | {"ALIGN_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+    (first,) = out.glob("captions/wandb/offline-run-*/run-*.wandb")
+    learned = list(wandb_records(first))
+    assert "train/loss" in history(learned) and history(learned)["train/step"] == 3
+    assert {record.run.display_name for record in learned if record.HasField("run")} == {"an output-captions"}
     (file,) = out.glob("wandb/offline-run-*/run-*.wandb")
     records = list(wandb_records(file))
     logged = history(records)

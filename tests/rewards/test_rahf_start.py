@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration, ViTConfig, ViTModel
+from transformers import AutoConfig, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration, ViTConfig, ViTModel
 
 from rewards.rahf.config import RahfConfig
 from rewards.rahf.critic import Rahf
 from rewards.rahf.network import RahfNetwork
-from rewards.rahf.start import of_critic, of_towers, resample_positions
+from rewards.rahf.start import of_critic, of_towers, resample_positions, sizes_of
 from tests.rewards.test_rahf import TINY
 from tests.rewards.tokenizers_for_tests import tiny_t5
 
@@ -65,12 +65,33 @@ def test_what_does_not_fit_is_refused(towers: tuple[str, str]) -> None:
     vit, t5 = towers
     with pytest.raises(ValueError, match="is a t5; RAHF is made of a vit"):
         of_towers(t5, t5, CHOSEN)
-    with pytest.raises(ValueError, match="has gated-gelu layers"):
+    with pytest.raises(ValueError, match="has feed_forward_proj gated-gelu; RAHF needs feed_forward_proj relu"):
         of_towers(vit, t5.replace("t5", "gated"), CHOSEN)
     with pytest.raises(ValueError, match="widths for 4 doublings; patches of 8 pixels need 3"):
         of_towers(vit, t5, replace(CHOSEN, heatmap_widths=(8, 8, 8, 8, 8, 8)))
     with pytest.raises(ValueError, match="Images of 36 pixels are not whole patches of 8"):
         of_towers(vit, t5, replace(CHOSEN, image_size=36))
+
+
+@pytest.mark.parametrize(
+    ("tower", "change", "fault"),
+    [
+        (0, {"hidden_act": "relu"}, "has hidden_act relu; RAHF needs hidden_act gelu. Give another vit"),
+        (0, {"layer_norm_eps": 1e-6}, "has layer_norm_eps 1e-06; RAHF needs layer_norm_eps 1e-12"),
+        (0, {"qkv_bias": False, "num_channels": 1}, "has num_channels 1, qkv_bias False; RAHF needs num_channels 3"),
+        (1, {"num_decoder_layers": 3}, "has num_decoder_layers 3; RAHF needs num_decoder_layers 2. Give another t5"),
+        (1, {"layer_norm_epsilon": 1e-5}, "has layer_norm_epsilon 1e-05; RAHF needs layer_norm_epsilon 1e-06"),
+        (1, {"relative_attention_max_distance": 64}, "has relative_attention_max_distance 64; RAHF needs"),
+    ],
+)
+def test_towers_that_would_be_computed_otherwise_are_refused(
+    tower: int, change: dict[str, Any], fault: str, towers: tuple[str, str], tmp_path: Path
+) -> None:
+    given = [*towers]
+    AutoConfig.from_pretrained(towers[tower], **change).save_pretrained(tmp_path)
+    given[tower] = str(tmp_path)
+    with pytest.raises(ValueError, match=fault):
+        sizes_of(given[0], given[1], CHOSEN)
 
 
 def test_positions_are_resampled_as_a_picture_and_cls_stays() -> None:

@@ -164,7 +164,7 @@ def test_a_damaged_image_says_so_when_it_is_read(tmp_path: Path) -> None:
     join_images(tmp_path, "train")
     (tmp_path / "images" / f"{rows[0].uid}.jpg").write_bytes(b"\xff\xd8 broken")
     found = list(read_richhf(tmp_path, "train", []))
-    with pytest.raises(ValueError, match="no image of a known format"):
+    with pytest.raises(ValueError, match=f"{rows[0].uid}: its image cannot be decoded. .* no image of a known format"):
         found[0].image()
 
 

@@ -97,6 +97,14 @@ def test_bad_rows_are_left_out_and_named(tmp_path: Path) -> None:
         assert row.uid in problem.fault or "prompt is None" in problem.fault
 
 
+def test_an_image_that_is_not_there_is_named_when_it_is_read(tmp_path: Path) -> None:
+    rows, columns = make_rows(4), _columns(make_rows(4))
+    columns["image"][1] = None
+    _write(tmp_path / "mirror", columns)
+    with pytest.raises(ValueError, match=f"{rows[1].uid}: its image cannot be decoded. The column image holds NoneTyp"):
+        _read(tmp_path, [])[1].image()
+
+
 def test_files_that_are_not_there_or_lack_a_column_are_refused(tmp_path: Path) -> None:
     columns = _columns(make_rows(2))
     _write(tmp_path / "mirror", columns)
