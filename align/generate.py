@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -76,7 +77,8 @@ def generate(
     accelerator.wait_for_everyone()  # nobody writes into a folder that may be refused
     shards = [shard for shard in plan.store.shards(plan.images) if not plan.store.is_sealed(shard.start)]
     done = plan.images - sum(map(len, shards))
-    with merged(model.denoiser), log.progress(plan.images, description, initial=done) as progress:
+    drawing = merged(model.denoiser) if shards else nullcontext()
+    with drawing, log.progress(plan.images, description, initial=done) as progress:
         for shard in shards:
             rows = [plan.row(position) for position in shard]
             batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]

@@ -90,8 +90,8 @@ def merged(module: nn.Module) -> Generator[None, None, None]:
         yield
     finally:
         for layer, weight in zip(layers, before, strict=True):
-            layer.unmerge()
-            layer.get_base_layer().weight.data.copy_(weight)  # taken off again, a sum is not what it was
+            layer.merged_adapters.clear()  # not peft's unmerge: what is taken off again is not what it was to the bit
+            layer.get_base_layer().weight.data.copy_(weight)
 
 
 def token_header(reward_token: str | Mapping[str, float]) -> dict[str, str]:

@@ -8,7 +8,7 @@ import glob
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxtyping import Float
@@ -59,6 +59,12 @@ def sample_items(store: SampleStore) -> list[Item]:
         )
         for row in store.rows()
     ]
+
+
+def foreign_items(store: SampleStore) -> list[Item]:
+    """The images of another run's store, known by their content: that run may draw others under the same names."""
+    items = sample_items(store)
+    return [replace(item, key=(f"{_digest(item.found)}-{prompt_id(item.text)}", FOREIGN)) for item in items]
 
 
 def find_items(images: Sequence[str], captions: Captions, out: Path | None = None) -> list[Item]:

@@ -25,6 +25,7 @@ def write_token_card(
         config.pretrained_model_name_or_path,
         selector=judges[0],
         choice=choice,
+        choosers=list(dict.fromkeys(group.reward for group in choice.groups)),
         learned=learned_token(config) if config.embedding.max_train_steps else "",
         prefix=prefix(config),
         negatives=[words] if isinstance(words, str) else [*words],

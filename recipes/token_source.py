@@ -15,7 +15,7 @@ from recipes.configs.reward_token import RewardTokenConfig
 from recipes.configs.token_settings import SourceSettings
 from recipes.image_sources import column_of
 from recipes.image_texts import Captions
-from recipes.images import Item, find_items, sample_items, store_of
+from recipes.images import Item, find_items, foreign_items, sample_items, store_of
 from recipes.judge import Judge, check_all
 from recipes.score import score
 from recipes.scoring import Engine, Problems
@@ -41,8 +41,7 @@ def read_source(source: SourceSettings) -> Source | None:
     if source.train_data_dir is None:
         return None
     if source.score_column is None:
-        store = store_of([str(source.train_data_dir)])
-        return Source(sample_items(store) if store else find_items([str(source.train_data_dir)], Captions()), None)
+        return Source(_items(source.train_data_dir), None)
     items = find_items([str(source.train_data_dir)], Captions())
     column = column_of(source.train_data_dir, source.score_column)
     missing = [item.name for item in items if item.name not in column]
@@ -52,6 +51,18 @@ def read_source(source: SourceSettings) -> Source | None:
             f"({len(missing):,} of {len(items):,} images have none). Add it, or leave out source.score_column."
         )
     return Source(items, torch.tensor([column[item.name] for item in items], dtype=torch.float64))
+
+
+def _items(folder: Path) -> list[Item]:
+    """Those of a folder, table or run; of a run, what it drew first."""
+    if store := store_of([str(folder)]):
+        return foreign_items(store)
+    if (folder / "evaluation").is_dir() and (folder / "config.yaml").is_file():
+        raise ValueError(
+            f"{folder} is a run that has no images of its own in {folder / 'samples'}, and those in its other folders "
+            "are what it judged by. Give a folder of images, such as rounds/1 of a run in rounds."
+        )
+    return find_items([str(folder)], Captions())
 
 
 def drawing(judge: Judge, settings: SamplingSettings) -> Judge:

@@ -1,4 +1,4 @@
-"""A RAHF to train: of a trained one, or of any ViT and T5 (arXiv 2312.10240 starts from both, pre-trained)."""
+"""A RAHF to train: of a trained one, or of a ViT and a T5 (arXiv 2312.10240 starts from both, pre-trained)."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,6 +1,7 @@
 """The reward-token recipe on tiny models of random weights: what it chooses, trains, writes, and how it continues."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from align.model import Sampling
 from align.samples import SampleStore
 from recipes import cli, judge, reward_token
 from recipes.configs.reward_token import RewardTokenConfig
+from recipes.images import FOREIGN
 from recipes.run_folder import run_folder
 from recipes.token_arms import ways
 from recipes.token_plan import check_identifier
@@ -285,6 +287,12 @@ def test_of_a_run_the_images_that_it_judged_by_are_not_selected_from(whole: Path
     assert found is not None and [item.text for item in found.items] == [text for text in PROMPTS for _ in range(4)]
     inside = read_source(config_of(tmp_path, train_prompts=None, source={"train_data_dir": whole / "samples"}).source)
     assert inside is not None and [item.key for item in inside.items] == [item.key for item in found.items]
+    assert len({item.key for item in found.items}) == 12 and {item.key[1] for item in found.items} == {FOREIGN}
+    for name in ("evaluation", "config.yaml"):
+        (tmp_path / "rounds" / name).parent.mkdir(exist_ok=True)
+        (shutil.copytree if (whole / name).is_dir() else shutil.copy)(whole / name, tmp_path / "rounds" / name)
+    with pytest.raises(ValueError, match="those in its other folders are what it judged by"):
+        read_source(config_of(tmp_path, train_prompts=None, source={"train_data_dir": tmp_path / "rounds"}).source)
 
 
 def test_an_image_that_cannot_be_read_is_named_where_scores_came_along(tmp_path: Path, epsilon_folder: Path) -> None:

@@ -20,22 +20,24 @@ LEVELS: dict[str, object] = {"level_identifiers": ["worst ", "best "]}
 SEVERAL: dict[str, object] = {"dimension_identifiers": ["pale =sandbox-rahf.plausibility", "dull =my_reward:Dull"]}
 
 
-def card_of(folder: Path, holdouts: tuple[str, ...] = ("sandbox.gold:Gold",), **changes: object) -> str:
+GROUPS = [
+    Group("preferred", "", "sandbox-hps", [1, 2, 3], [0.6, 0.7, 0.8], 3),
+    Group("non-preferred", "Weird | image. ", "sandbox-hps", [4, 5], [0.6, 0.7], 4),
+]
+
+
+def card_of(folder: Path, choice: Choice = Choice(GROUPS, 9, 0), **changes: object) -> str:  # noqa: B008  # frozen
     """The text of a card."""
     settings = {
         "output_dir": "/home/somebody/runs/mine",
         "train_prompts": "/home/somebody/prompts.txt",
         "validation_prompts": "sandbox:validation",
         "rewards": ["sandbox-hps"],
-        "holdout_rewards": list(holdouts),
+        "holdout_rewards": ["sandbox.gold:Gold"],
     }
     config = RewardTokenConfig.model_validate(settings | changes)
-    groups = [
-        Group("preferred", "", "sandbox-hps", [1, 2, 3], [0.6, 0.7, 0.8], 3),
-        Group("non-preferred", "Weird | image. ", "sandbox-hps", [4, 5], [0.6, 0.7], 4),
-    ]
     tuned = Arm(TUNED, "tuned, away from the token", "lora")
-    return write_token_card(folder, config, Choice(groups, 9, 0), [Comparison(tuned, BASE, [ROW])]).read_text()
+    return write_token_card(folder, config, choice, [Comparison(tuned, BASE, [ROW])]).read_text()
 
 
 def call_of(text: str) -> str:
@@ -49,16 +51,18 @@ def test_the_hub_reads_the_card_and_finds_words_numbers_and_licences(tmp_path: P
     text = card_of(tmp_path, pretrained_model_name_or_path="owner/name")
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data["base_model"] == "owner/name" and card.text.lstrip().startswith(MARKER)
-    assert r'| "Weird \| image. " | 2 images: non-preferred, by sandbox-hps |' in text
+    assert r'| "Weird \| image. " | 2: non-preferred, by sandbox-hps |' in text
     assert "trained on 3 preferred, 2 of 4 non-preferred, of 9 prompts" in text
     assert "| tuned, away from the token | base model | 0.773 | 0.801 | +0.029 | +0.016 to +0.042 | 60% |" in text
-    assert "- sandbox-hps, a reward: Apache-2.0" in text and "sandbox.gold:Gold did not choose" in text
+    assert "- sandbox-hps, a reward: Apache-2.0" in text and "sandbox.gold:Gold did not choose any" in text
     assert 'negative_prompt="Weird image. ",' in call_of(text) and call_of(text).startswith('"a prompt"')
 
 
 def test_without_another_judge_the_card_says_so(tmp_path: Path) -> None:
     said = "No other reward judged the result"
-    assert said not in card_of(tmp_path) and said in card_of(tmp_path, holdouts=(), rewards=["sandbox.gold:Gold"])
+    assert said not in card_of(tmp_path)
+    chosen = Choice([Group("failing Gold", "pale ", "sandbox.gold:Gold", [1], [0.9], 1)], 1, 0)
+    assert said in card_of(tmp_path, choice=chosen, **SEVERAL)
 
 
 @pytest.mark.parametrize(
