@@ -2,7 +2,8 @@
 
 python -m benchmarks.reward_token
 
-The presets are run first (the first one for about half an hour, the others less), or continued where they were stopped.
+The presets are run first (the first one for about 25 minutes on two cores, the others less), or continued where they
+were stopped.
 """
 
 from collections.abc import Mapping, Sequence
