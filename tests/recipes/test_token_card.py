@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,8 +17,8 @@ from recipes.token_choice import Choice, Group
 from recipes.token_judge import Comparison
 
 ROW = Row("sandbox.gold:Gold", "overall", 512, 0.773, 0.801, 0.029, 0.016, 0.042, 0.6)
-LEVELS: dict[str, object] = {"level_identifiers": ["worst ", "best "]}
-SEVERAL: dict[str, object] = {"dimension_identifiers": ["pale =sandbox-rahf.plausibility", "dull =my_reward:Dull"]}
+LEVELS: dict[str, Any] = {"level_identifiers": ["worst ", "best "]}
+SEVERAL: dict[str, Any] = {"dimension_identifiers": ["pale =sandbox-rahf.plausibility", "dull =my_reward:Dull"]}
 
 
 GROUPS = [
@@ -73,7 +74,7 @@ def test_without_another_judge_the_card_says_so(tmp_path: Path) -> None:
         ({"embedding": {"max_train_steps": 4}}, 'negative_prompt="<weird-image> ",'),
     ],
 )
-def test_the_code_asks_for_what_the_run_asked_for(changes: dict[str, object], call: str, tmp_path: Path) -> None:
+def test_the_code_asks_for_what_the_run_asked_for(changes: dict[str, Any], call: str, tmp_path: Path) -> None:
     text = card_of(tmp_path, **changes)
     assert call in call_of(text)
     assert ("load_textual_inversion" in text) == ("embedding" in changes) == ("learned_embeds" in text)
