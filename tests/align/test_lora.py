@@ -166,8 +166,8 @@ def test_a_merged_lora_draws_the_same_and_leaves_every_bit(fresh_model: TextToIm
     with merged(fresh_model.denoiser):
         together = prediction(fresh_model)
         assert lora_digest(fresh_model.denoiser) == digest
-    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
-    assert not torch.equal(together, apart) and (together - prediction(tiny_model)).abs().max() > 0.05
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-3)
+    assert not torch.equal(together, apart) and (together - prediction(tiny_model)).abs().max() > 0.1
     with pytest.raises(InterruptedError), merged(fresh_model.denoiser):
         raise InterruptedError
     assert all(torch.equal(value, before[name]) for name, value in bits(fresh_model.denoiser).items())
