@@ -20,9 +20,9 @@ lint: $(READY)  ## Style, format and types.
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-# The environment is exactly requirements.lock, compiled, as the tests start many processes, some where nothing may be
-# written beside the code; and the project itself, editable. Without a working uv on the PATH, one is
-# installed in a virtual environment of its own (the system's python may be externally managed).
+# The environment is exactly requirements.lock, and the project itself, editable. It is compiled, as the tests start many
+# processes, some where nothing may be written beside the code. Without a working uv on the PATH, one is installed in a
+# virtual environment of its own (the system's python may be externally managed).
 $(READY): requirements.lock pyproject.toml
 	@uv --version >/dev/null 2>&1 || test -x .uv/bin/uv || { $(PYTHON) -m venv .uv && .uv/bin/pip install --quiet uv; }
 	@set -e; if uv --version >/dev/null 2>&1; then uv=uv; else uv=.uv/bin/uv; fi; \

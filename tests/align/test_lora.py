@@ -166,6 +166,12 @@ def test_a_merged_lora_draws_the_same_and_leaves_every_bit(fresh_model: TextToIm
     with merged(fresh_model.denoiser):
         together = prediction(fresh_model)
         assert lora_digest(fresh_model.denoiser) == digest
+        for name, layer in fresh_model.denoiser.named_modules():
+            if isinstance(layer, LoraLayer):
+                parts: Any = (layer.lora_A["default"], layer.lora_B["default"])
+                down, up = (part.weight.double() for part in parts)
+                expected = before[f"{name}.base_layer.weight"].double() + ALPHA / RANK * up @ down
+                torch.testing.assert_close(layer.get_base_layer().weight.double(), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(together, apart, rtol=0, atol=1e-3)
     assert not torch.equal(together, apart) and (together - prediction(tiny_model)).abs().max() > 0.1
     with pytest.raises(InterruptedError), merged(fresh_model.denoiser):

@@ -1,7 +1,4 @@
-"""A run that is killed with SIGKILL, and started again each time, ends with the bits of a whole one.
-
-Every phase is stopped in tests/test_recipes.py, without processes, which take ten seconds to start.
-"""
+"""A run that is killed with SIGKILL in every phase, and started again each time, ends with the bits of a whole one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +9,9 @@ from safetensors.torch import load_file
 from tests.recipes.launching import kill_in_each, on_sandbox, start
 
 PHASES: dict[str, Callable[[Path], bool]] = {
+    "evaluate the base model": lambda folder: any(folder.glob("evaluation/base/samples/00000/*.png")),
     "generate": lambda folder: any(folder.glob("samples/00000/*.png")),
+    "score": lambda folder: any(folder.glob("scores/.*/*.jsonl")),
     "select": lambda folder: any(folder.glob("scores/*.parquet")) and not any(folder.glob("scores/.*")),
     "train": lambda folder: (folder / "checkpoints" / "checkpoint-2").exists(),
     "validate": lambda folder: any(folder.glob("validation/step-000004/samples/00000/*.png")),
@@ -37,7 +36,7 @@ SETTINGS = {
 }
 
 
-def test_a_run_killed_in_one_phase_after_the_other_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_killed_once_in_each_phase_ends_with_the_same_bits(tmp_path: Path) -> None:
     words, whole, killed = on_sandbox("filter_finetune", SETTINGS, tmp_path), tmp_path / "whole", tmp_path / "killed"
     assert start(words, whole).wait() == 0
     kill_in_each(PHASES, words, killed, killed / "report.html")

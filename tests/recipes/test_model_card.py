@@ -32,16 +32,17 @@ GAP = RecoveredGap(0.2, 0.066, 0.33, 0.23, 0.42)
 LICENCES = {"sandbox-hps": "Apache-2.0"}
 
 
+SETTINGS: dict[str, Any] = {
+    "output_dir": "/home/somebody/runs/mine",
+    "train_prompts": "/home/somebody/prompts.txt",
+    "validation_prompts": "sandbox:validation",
+    "rewards": ["sandbox-hps"],
+    "holdout_rewards": ["sandbox.gold:Gold"],
+}
+
+
 def config_of(**changes: object) -> FilterFinetuneConfig:
-    settings = {
-        "output_dir": "/home/somebody/runs/mine",
-        "train_prompts": "/home/somebody/prompts.txt",
-        "validation_prompts": "sandbox:validation",
-        "rewards": ["sandbox-hps"],
-        "holdout_rewards": ["sandbox.gold:Gold"],
-        "evaluate": {"samples_per_prompt": 16},
-    }
-    return FilterFinetuneConfig.model_validate(settings | changes)
+    return FilterFinetuneConfig.model_validate(SETTINGS | {"evaluate": {"samples_per_prompt": 16}} | changes)
 
 
 def card_of(folder: Path, base_model: str = "owner/name", **changes: object) -> str:

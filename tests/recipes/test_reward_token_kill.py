@@ -1,7 +1,4 @@
-"""A reward-token run that is killed with SIGKILL again and again ends with the bits of one that was not.
-
-Every phase is stopped in test_reward_token.py, without processes, which take ten seconds to start.
-"""
+"""A reward-token run that is killed with SIGKILL in every phase ends with the bits of one that was not."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +15,14 @@ def _drawn(place: str) -> Callable[[Path], bool]:
 
 PHASES: dict[str, Callable[[Path], bool]] = {
     "draw": _drawn("."),
+    "score": lambda folder: any(folder.glob("scores/.*/*.jsonl")),
     "select": lambda folder: any(folder.glob(".selected.tmp/*")) or (folder / "selected").exists(),
     "learn the embedding": lambda folder: (folder / "embedding/checkpoints/checkpoint-2").exists(),
+    "train the LoRA": lambda folder: (folder / "checkpoints/checkpoint-2").exists(),
     "train the control": lambda folder: (folder / "control/checkpoints/checkpoint-2").exists(),
+    "evaluate the base model": _drawn("evaluation/base-string"),
     "evaluate the tuned model": _drawn("evaluation/tuned-asked"),
+    "evaluate the control": _drawn("evaluation/control"),
     "guidance of the tuned model": _drawn("evaluation/guidance-3/tuned"),
 }
 """What shows that a phase has begun."""
@@ -60,7 +61,7 @@ TENSORS = (
 FILES = ("scores/sandbox-hps.parquet", "selected/metadata.jsonl", "evaluation/result.json", "evaluation/guidance.json")
 
 
-def test_a_run_killed_in_one_phase_after_the_other_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_killed_once_in_each_phase_ends_with_the_same_bits(tmp_path: Path) -> None:
     words, whole, killed = on_sandbox("reward_token", SETTINGS, tmp_path), tmp_path / "whole", tmp_path / "killed"
     assert start(words, whole).wait() == 0
     kill_in_each(PHASES, words, killed, killed / "report.html")

@@ -15,6 +15,7 @@ from recipes.token_arms import BASE, TUNED, Arm
 from recipes.token_card import write_token_card
 from recipes.token_choice import Choice, Group
 from recipes.token_judge import Comparison
+from tests.recipes.test_model_card import SETTINGS
 
 ROW = Row("sandbox.gold:Gold", "overall", 512, 0.773, 0.801, 0.029, 0.016, 0.042, 0.6)
 LEVELS: dict[str, Any] = {"level_identifiers": ["worst ", "best "]}
@@ -29,14 +30,7 @@ GROUPS = [
 
 def card_of(folder: Path, choice: Choice = Choice(GROUPS, 9, 0), **changes: object) -> str:  # noqa: B008  # frozen
     """The text of a card."""
-    settings = {
-        "output_dir": "/home/somebody/runs/mine",
-        "train_prompts": "/home/somebody/prompts.txt",
-        "validation_prompts": "sandbox:validation",
-        "rewards": ["sandbox-hps"],
-        "holdout_rewards": ["sandbox.gold:Gold"],
-    }
-    config = RewardTokenConfig.model_validate(settings | changes)
+    config = RewardTokenConfig.model_validate(SETTINGS | changes)
     tuned = Arm(TUNED, "tuned, away from the token", "lora")
     return write_token_card(folder, config, choice, [Comparison(tuned, BASE, [ROW])]).read_text()
 
